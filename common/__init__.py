@@ -1,0 +1,1 @@
+"""What the algorithms share: tasks, data, replay, networks, loops and run directories. Knows no algorithm."""
