@@ -1,4 +1,7 @@
-"""Transitions on the device: the batch, the ring buffer of one run, and the ways minibatches are drawn from them."""
+"""Transitions on the device: the batch, the ring buffer of one run, and the ways minibatches are drawn.
+
+Everything here is a pure function of one run; training.py adds the axis of runs by `vmap`.
+"""
 
 from __future__ import annotations
 
@@ -22,3 +25,70 @@ class Batch(struct.PyTreeNode):
     """[...], 0 where the episode terminated, else 1: an episode cut by a time limit has mask 1."""
     next_observation: jax.Array
     """[..., observation]"""
+
+
+class Replay(struct.PyTreeNode):
+    """A ring buffer of transitions: the newest overwrites the oldest once `capacity` rows are filled."""
+
+    rows: Batch
+    """[capacity, ...]"""
+    inserted: jax.Array
+    """Transitions ever inserted, int32."""
+
+    @classmethod
+    def create(cls, example: Batch, capacity: int) -> Self:
+        """An empty buffer for transitions shaped like one unbatched `example`."""
+        rows = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.asarray(x).dtype), example)
+        return cls(rows, jnp.zeros((), jnp.int32))
+
+    @property
+    def capacity(self) -> int:
+        """Rows the buffer can hold."""
+        return self.rows.reward.shape[0]
+
+    @property
+    def size(self) -> jax.Array:
+        """Rows filled so far, int32."""
+        return jnp.minimum(self.inserted, self.capacity)
+
+    def insert(self, transition: Batch) -> Self:
+        """The buffer with one unbatched transition added."""
+        position = self.inserted % self.capacity
+        rows = jax.tree.map(lambda buffer, x: buffer.at[position].set(x), self.rows, transition)
+        return self.replace(rows=rows, inserted=self.inserted + 1)
+
+
+def sample(key: jax.Array, rows: Batch, size: jax.Array | int, shape: tuple[int, ...]) -> Batch:
+    """Transitions drawn uniformly with replacement from the first `size` rows: arrays [*shape, ...]."""
+    index = jax.random.randint(key, shape, 0, size)
+    return jax.tree.map(lambda x: x[index], rows)
+
+
+def sample_mixed(
+    key: jax.Array, replay: Replay, prior: Batch, steps: int, batch_size: int, prior_ratio: float
+) -> Batch:
+    """Minibatches [steps, batch_size, ...] of which exactly `round(prior_ratio * batch_size)` rows each are prior data.
+
+    The prior rows come first. With ratio 1/2 this is RLPD's symmetric sampling (Ball et al., 2023, section 4.1).
+    """
+    prior_rows = round(prior_ratio * batch_size)
+    prior_key, replay_key = jax.random.split(key)
+    drawn = sample(prior_key, prior, prior.reward.shape[0], (steps, prior_rows))
+    experienced = sample(replay_key, replay.rows, replay.size, (steps, batch_size - prior_rows))
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), drawn, experienced)
+
+
+def sample_union(key: jax.Array, replay: Replay, prior: Batch, steps: int, batch_size: int) -> Batch:
+    """Minibatches [steps, batch_size, ...] drawn uniformly from the prior data and the replay taken together.
+
+    The same as a replay buffer initialised with the prior data and large enough to keep it, without a copy per run.
+    """
+    known = prior.reward.shape[0]
+    index = jax.random.randint(key, (steps, batch_size), 0, known + replay.size)
+    is_prior = index < known
+
+    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
+        chosen = is_prior.reshape(is_prior.shape + (1,) * (old.ndim - 1))
+        return jnp.where(chosen, old[jnp.where(is_prior, index, 0)], new[jnp.where(is_prior, 0, index - known)])
+
+    return jax.tree.map(pick, prior, replay.rows)

@@ -1,0 +1,1 @@
+"""One file per algorithm; importing one has no side effect."""

@@ -1,0 +1,1 @@
+"""Measurements that repeat themselves from one command; results/ holds what we publish."""

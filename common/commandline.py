@@ -1,0 +1,159 @@
+"""From the command line to a request: presets under flags, and a grid of numbers beside them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from common import tasks
+from common.errors import Refused
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Arguments of a run, the same for every algorithm."""
+
+    env: str = "pointmaze-large"
+    """Task: a name from the task table, or any installed Gymnasium id."""
+    dataset: str | None = None
+    """Prior data, as KIND:WHAT (recipe:NAME, minari:ID, d4rl:FILE.hdf5). Default: the task's own."""
+    preset: str | None = None
+    """A named set of values, laid over the task family's; explicit flags win over both."""
+    seed: int = 0
+    """Seed of the first run."""
+    num_seeds: int = 1
+    """Seeds per point of the grid, counted up from `seed`, trained side by side."""
+    steps: int = 100_000
+    """Environment steps of each run."""
+    eval_every: int = 5000
+    """Environment steps between evaluations."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation of each run."""
+    log_every: int = 1000
+    """Environment steps between rows of metrics.csv."""
+    checkpoint_every: int | None = None
+    """Environment steps between checkpoints; 0 writes none. Default: with every evaluation."""
+    out: Path | None = None
+    """Run directory, which must not exist yet. Default: runs/ALGORITHM/TASK/TIMESTAMP."""
+    resume: Path | None = None
+    """Continue the run in this directory from its newest checkpoint. Takes no other flag."""
+    width: int | None = None
+    """Runs computed at once on each device. Default: all on an accelerator, 1 on a CPU."""
+    devices: int | None = None
+    """Devices to spread the runs over. Default: as many as divide the runs evenly, on a CPU one per core."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run directory (extra: tensorboard)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (extra: wandb)."""
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        for name in ("num_seeds", "steps", "eval_every", "eval_episodes", "log_every", "width", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                return f"--{name.replace('_', '-')} must be at least 1, not {value}"
+        if self.checkpoint_every is not None and self.checkpoint_every < 0:
+            return f"--checkpoint-every must be 0 or more, not {self.checkpoint_every}"
+        if self.seed < 0 or self.seed + self.num_seeds > 2**31:
+            return f"--seed must lie in 0 ... 2^31 - num_seeds, not {self.seed}"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one command asks for."""
+
+    run: Run
+    config: Any
+    """The algorithm's Config."""
+    grid: Mapping[str, tuple[float, ...]]
+    """Field of Config -> its values; the runs are their cartesian product times the seeds."""
+
+    def points(self) -> list[dict[str, float]]:
+        """The overrides of every point of the grid; one empty point without a grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+def traced_fields(config_class: type) -> list[str]:
+    """The fields of a Config that are numbers on the device, and so may vary along the axis of runs."""
+    return [f.name for f in dataclasses.fields(config_class) if f.metadata.get("pytree_node", True)]
+
+
+def parse(arguments: Sequence[str], name: str, description: str, config_class: type, presets: Mapping) -> Request:
+    """The request of a command line. Raises Refused, or exits as tyro does, with status 2, on unknown flags."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--env", default=Run.env)
+    early.add_argument("--preset")
+    chosen, _ = early.parse_known_args(arguments)
+    families = set(tasks.FAMILIES)
+    asked_for_help = "-h" in arguments or "--help" in arguments
+    family = Run.env if asked_for_help and "--env" not in arguments else chosen.env
+    values = dict(presets.get(tasks.find(family).family, {}))
+    if chosen.preset is not None:
+        named = sorted(set(presets) - families)
+        if chosen.preset not in named:
+            raise Refused(f"--preset {chosen.preset}: {name} has {', '.join(named) or 'no presets'}")
+        values |= presets[chosen.preset]
+    run_fields = {f.name for f in dataclasses.fields(Run)}
+    default_run = Run(env=chosen.env, **{k: v for k, v in values.items() if k in run_fields})
+    default_config = config_class(**{k: v for k, v in values.items() if k not in run_fields})
+
+    numbers = traced_fields(config_class)
+    check_grid(arguments, numbers, config_class)
+    grid_class = dataclasses.make_dataclass("Grid", [(n, tuple[float, ...], ()) for n in numbers], frozen=True)
+    command_class = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("run", tyro.conf.OmitArgPrefixes[Run]),
+            ("config", tyro.conf.OmitArgPrefixes[config_class]),
+            ("grid", grid_class),
+        ],
+        frozen=True,
+    )
+    command = tyro.cli(
+        command_class,
+        prog=f"{name}.py",
+        description=description,
+        args=list(arguments),
+        default=command_class(default_run, default_config, grid_class()),
+    )
+    for problem in (command.run.problem(), command.config.problem()):
+        if problem:
+            raise Refused(problem)
+    grid = {n: getattr(command.grid, n) for n in numbers if getattr(command.grid, n)}
+    return Request(command.run, command.config, grid)
+
+
+def check_grid(arguments: Sequence[str], numbers: Sequence[str], config_class: type) -> None:
+    """Refuse a grid over anything but a number of the Config."""
+    for argument in arguments:
+        if not argument.startswith("--grid."):
+            continue
+        field = argument.removeprefix("--grid.").split("=")[0].replace("-", "_")
+        if field in numbers:
+            continue
+        if field in {f.name for f in dataclasses.fields(config_class)}:
+            raise Refused(
+                f"{argument}: {field} is a shape, count or choice, fixed when the program is compiled; "
+                f"start one command per value, or vary a number: {', '.join(numbers)}"
+            )
+        near = difflib.get_close_matches(field, numbers, n=1)
+        hint = f"did you mean --grid.{near[0]}?" if near else f"a grid takes: {', '.join(numbers)}"
+        raise Refused(f"{argument}: no such hyperparameter; {hint}")
+
+
+def resumed(arguments: Sequence[str]) -> Path | None:
+    """The directory of --resume, which must stand alone."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", type=Path)
+    chosen, others = early.parse_known_args(arguments)
+    if chosen.resume is not None and others:
+        raise Refused(f"--resume takes no other flag ({others[0]}): every setting comes from the run's config.json")
+    return chosen.resume

@@ -1,0 +1,310 @@
+"""The run directory: configuration, metrics, checkpoints, curve, summary, and the progress line.
+
+Layout, relied on by scripts: `config.json`, `metrics.csv`, `eval.csv`, `checkpoints/`, `curve.png`, `summary.json`.
+Every file is replaced whole or appended to by whole lines; none is ever left half-written by this module.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import Refused
+
+FORMAT = 1
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The project's git commit, with "+" if the tree differs from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def device() -> dict[str, Any]:
+    """The devices in use, in words."""
+    kinds = sorted({d.device_kind for d in jax.devices()})
+    return {"backend": jax.default_backend(), "kind": ", ".join(kinds), "count": jax.device_count(), "cores": cores()}
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at once."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    temporary.replace(path)
+
+
+class Table:
+    """A CSV file whose columns are those of its first row; appended to by whole lines."""
+
+    def __init__(self, path: Path, key: str = "step"):
+        self.path = path
+        self.key = key
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows and push them to the disk."""
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, str]]:
+        """All whole rows; an unfinished last line is left out."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text()
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+    def keep(self, wanted: Iterable[dict[str, str]]) -> None:
+        """Replace the table by these of its rows."""
+        wanted = list(wanted)
+        if not wanted:
+            self.path.unlink(missing_ok=True)
+            return
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(wanted[0]))
+            writer.writeheader()
+            writer.writerows(wanted)
+        temporary.replace(self.path)
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, by Orbax; each carries the checksums of its arrays."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Write one checkpoint, whole or not at all. Raises Refused if the disk does not take it."""
+        progress = dict(progress) | {"checksums": {k: zlib.crc32(np.ascontiguousarray(v)) for k, v in arrays.items()}}
+        items = ocp.args.Composite(arrays=ocp.args.StandardSave(dict(arrays)), progress=ocp.args.JsonSave(progress))
+        try:
+            self.manager.save(step, args=items, force=True)
+            self.manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise Refused(
+                f"{self.folder}: checkpoint {step} could not be written ({reason}); "
+                "make room and continue with --resume from the one before"
+            ) from error
+
+    def restore(self, announce: Any) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+        """The newest whole checkpoint: its step, arrays and progress; None if there is none.
+
+        A damaged one is announced and passed over, and removed once an older one has been read.
+        """
+        damaged = []
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                items = ocp.args.Composite(arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
+                restored = self.manager.restore(step, args=items)
+                arrays = {k: np.asarray(v) for k, v in restored["arrays"].items()}
+                progress = restored["progress"]
+                checksums = progress.pop("checksums")
+                wrong = [k for k in checksums if zlib.crc32(np.ascontiguousarray(arrays[k])) != checksums[k]]
+                if wrong:
+                    raise ValueError(f"checksum of {wrong[0]} differs")
+            except Exception as error:  # a damaged file can surface as anything from Orbax, TensorStore or JSON
+                announce(f"checkpoint {step} is damaged ({str(error).splitlines()[0][:120]}); trying the one before")
+                damaged.append(step)
+                continue
+            for other in damaged:
+                shutil.rmtree(self.folder / str(other), ignore_errors=True)
+            self.manager.reload()
+            return step, arrays, progress
+        return None
+
+    def close(self) -> None:
+        """Release Orbax's threads."""
+        self.manager.close()
+
+
+class RunDirectory:
+    """One command's results: all its runs share the files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = Table(path / "metrics.csv")
+        self.evaluations = Table(path / "eval.csv")
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
+        """A new directory with its config.json. Raises Refused if it cannot be written or is in use."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise Refused(f"--out {path}: exists already; choose another, or continue it with --resume {path}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "config.json", {"format": FORMAT} | dict(config))
+        except OSError as error:
+            raise Refused(f"--out {path}: cannot be written ({error.strerror}); choose a folder you own") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
+        """An existing directory and its configuration. Raises Refused for a foreign folder."""
+        try:
+            config = json.loads((path / "config.json").read_text())
+            known = config["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refused(f"--resume {path}: not a run directory (no readable config.json of ours in it)") from error
+        if known != FORMAT:
+            raise Refused(f"--resume {path}: written in format {known}, this version reads format {FORMAT}")
+        return cls(path), config
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json: the run is over."""
+        write_json(self.path / "summary.json", summary)
+
+    def draw_curve(self, title: str, metric: str) -> None:
+        """Draw curve.png: `metric` of eval.csv against steps, every run a thin line, each grid point's mean a thick one."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        rows = self.evaluations.rows()
+        if not rows:
+            return
+        groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for row in rows:
+            line = groups.setdefault(row.get("point", ""), {}).setdefault(row["run"], [])
+            line.append((float(row["step"]), float(row[metric])))
+        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        for index, (point, lines) in enumerate(groups.items()):
+            color = f"C{index % 10}"
+            for line in lines.values():
+                axes.plot(*zip(*line, strict=True), color=color, alpha=0.35, linewidth=1)
+            steps = sorted({x for line in lines.values() for x, _ in line})
+            mean = [np.mean([y for line in lines.values() for at, y in line if at == x]) for x in steps]
+            label = (f"{point}: " if point else "") + f"mean of {len(lines)} run{'s' * (len(lines) > 1)}"
+            axes.plot(steps, mean, color=color, linewidth=2, marker="o", markersize=3, label=label)
+        axes.set(xlabel="environment steps", ylabel=metric, title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        temporary = self.path / ".curve.partial.png"
+        figure.savefig(temporary, dpi=150)
+        plt.close(figure)
+        temporary.replace(self.path / "curve.png")
+
+
+class Reporter:
+    """What the person at the terminal sees: announcements, one line per evaluation, a live bar between them."""
+
+    def __init__(self, console: Console, total: int, done: int):
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[last]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.task = self.progress.add_task("collecting", total=total, completed=done, speed="", last="")
+        self.first = done
+
+    def __enter__(self) -> Reporter:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, step: int, description: str, speed: float) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=step, description=description, speed=f"{speed:.0f} steps/s")
+
+    def evaluated(self, text: str, short: str) -> None:
+        """One line that stays, and its short form beside the bar."""
+        self.console.print(text, highlight=False)
+        self.progress.update(self.task, last=short)
+
+
+class Trackers:
+    """TensorBoard and Weights & Biases, where asked for."""
+
+    def __init__(self, directory: Path, tensorboard: bool, wandb: bool, config: Mapping[str, Any]):
+        self.writer = self.wandb = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise Refused("--tensorboard: not installed; pip install 'headstart-rl[tensorboard]'") from error
+            self.writer = SummaryWriter(str(directory / "tensorboard"))
+        if wandb:
+            try:
+                import wandb as weights_and_biases
+            except ImportError as error:
+                raise Refused("--wandb: not installed; pip install 'headstart-rl[wandb]'") from error
+            self.wandb = weights_and_biases.init(project="headstart", dir=str(directory), config=dict(config))
+
+    def log(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send the numbers of some rows of metrics.csv or eval.csv."""
+        if self.writer is None and self.wandb is None:
+            return
+        for row in rows:
+            values = {
+                f"{kind}/{name}/run{row['run']}": value
+                for name, value in row.items()
+                if name not in ("run", "seed", "step") and isinstance(value, int | float)
+            }
+            if self.writer is not None:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, row["step"])
+            if self.wandb is not None:
+                self.wandb.log(values | {"step": row["step"]})
+
+    def close(self) -> None:
+        """Flush what is pending."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()

@@ -1,0 +1,194 @@
+"""The table of tasks: a name -> environment, data sources, reward transform, horizon and how a run is scored.
+
+A task is a benchmark with a published protocol. Any installed Gymnasium id is a task too, without prior data or score.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import gymnasium
+import gymnasium_robotics
+import numpy as np
+from gymnasium_robotics.envs.maze import maps
+from numpy.typing import ArrayLike
+
+from common.errors import Refused
+
+gymnasium.register_envs(gymnasium_robotics)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to solve, with which data, and how well it was solved."""
+
+    name: str
+    family: str
+    """"pointmaze", "antmaze", "adroit-binary", "adroit", "locomotion", or "gym" for an id outside the table."""
+    environment: str
+    """Gymnasium id."""
+    keywords: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Arguments of `gymnasium.make` beyond the id."""
+    horizon: int | None = None
+    """Steps after which an episode is truncated; None where the environment sets no limit."""
+    datasets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Kind of source -> the name of this task's data there."""
+    default_dataset: str | None = None
+    """The source used when the user names none, as "kind:name"."""
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    """Training reward = scale x raw reward + shift, the same for prior and for online transitions."""
+    reference: tuple[float, float] | None = None
+    """Returns of a random and of an expert policy: the score is 0 at the first and 100 at the second."""
+
+    @property
+    def reaches_goal(self) -> bool:
+        """Whether the task is to reach a goal: reward 1 and termination there, else reward 0."""
+        return self.family in ("pointmaze", "antmaze")
+
+    def score(self, return_: ArrayLike, success: ArrayLike) -> Any:
+        """Percent, from the raw return and the success (in [0, 1]) of an episode, or of each of an array of episodes.
+
+        Goals: the share of episodes that reach them. Binary Adroit: the share of time steps solved (Ball et al., 2023,
+        section 5), its raw reward being -1 at each unsolved step. Otherwise D4RL's normalised return; nan without one.
+        """
+        if self.reaches_goal:
+            return 100.0 * np.asarray(success, float)[()]
+        if self.reference is None:
+            return np.full(np.shape(return_), np.nan)[()]
+        low, high = self.reference
+        return 100.0 * (np.asarray(return_, float)[()] - low) / (high - low)
+
+
+def _maze(layout: list[list[int]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[int | str]]:
+    """The layout with one start and one goal cell (row, column)."""
+    marked: list[list[int | str]] = [list(row) for row in layout]
+    marked[start[0]][start[1]] = maps.RESET
+    marked[goal[0]][goal[1]] = maps.GOAL
+    return marked
+
+
+# Start and goal of the evaluation episodes, as in D4RL: opposite ends of the maze. The map is the one the data were
+# collected in; the evaluation map in Farama's generation script for umaze is its mirror image, another maze.
+_ANT_MAZES = {
+    "umaze": ("AntMaze_UMaze-v4", _maze(maps.U_MAZE, (3, 1), (1, 1)), 700),
+    "medium": ("AntMaze_Medium-v4", _maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)), 1000),
+    "large": ("AntMaze_Large-v4", _maze(maps.LARGE_MAZE, (1, 1), (7, 9)), 1000),
+}
+
+# D4RL's reference returns (random, expert): Farama-Foundation/D4RL, d4rl/infos.py. They are the same for every
+# quality and version of a body's data, and frozen here: the scores stored with other copies of the data differ.
+_REFERENCES = {
+    "hopper": (-20.272305, 3234.3),
+    "halfcheetah": (-280.178953, 12135.0),
+    "walker2d": (1.629008, 4592.3),
+    "pen": (96.262799, 3076.8331017826877),
+    "door": (-56.512833, 2880.5693087298737),
+    "hammer": (-274.856578, 12794.134825156867),
+    "relocate": (-6.425911, 4233.877797728884),
+}
+
+# D4RL collected its -v2 data with gym's -v2 bodies. Their observations and rewards are those of -v4; -v5 gives other
+# ones: Walker2d has another foot friction, and Hopper and Walker2d lose the reward for being healthy at the last step.
+_BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+_QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+
+_HANDS = {
+    "pen": "AdroitHandPen-v1",
+    "door": "AdroitHandDoor-v1",
+    "hammer": "AdroitHandHammer-v1",
+    "relocate": "AdroitHandRelocate-v1",
+}
+
+
+def _table() -> dict[str, Task]:
+    tasks = []
+    for maze, horizon in {"umaze": 300, "medium": 600, "large": 800}.items():
+        name = f"pointmaze-{maze}"
+        environment = {"umaze": "UMaze", "medium": "Medium", "large": "Large"}[maze]
+        tasks.append(
+            Task(
+                name,
+                "pointmaze",
+                f"PointMaze_{environment}-v3",
+                horizon=horizon,
+                datasets=MappingProxyType({"recipe": name, "minari": f"D4RL/pointmaze/{maze}-v2"}),
+                default_dataset=f"recipe:{name}",
+                reward_shift=-1.0,
+            )
+        )
+    for variant in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+        environment, layout, horizon = _ANT_MAZES[variant.split("-")[0]]
+        source = f"D4RL/antmaze/{variant}-v1"
+        tasks.append(
+            Task(
+                f"antmaze-{variant}",
+                "antmaze",
+                environment,
+                keywords=MappingProxyType({"maze_map": layout}),
+                horizon=horizon,
+                datasets=MappingProxyType({"minari": source}),
+                default_dataset=f"minari:{source}",
+                reward_shift=-1.0,
+            )
+        )
+    for hand, environment in _HANDS.items():
+        # gymnasium-robotics gives every hand 200 steps; D4RL's pen scores and RLPD's binary pen are defined at 100.
+        horizon = 100 if hand == "pen" else 200
+        for variant in ("binary", "human", "cloned", "expert"):
+            binary = variant == "binary"
+            # RLPD's own binary data (AWAC's demonstrations and cloned rollouts) is published as pickles only; the
+            # human demonstrations are the part of it that D4RL shares.
+            source = f"D4RL/{hand}/{'human' if binary else variant}-v2"
+            tasks.append(
+                Task(
+                    f"{hand}-{variant}",
+                    "adroit-binary" if binary else "adroit",
+                    environment,
+                    horizon=horizon,
+                    datasets=MappingProxyType({"minari": source}),
+                    default_dataset=f"minari:{source}",
+                    reference=(-float(horizon), 0.0) if binary else _REFERENCES[hand],
+                )
+            )
+    for body, environment in _BODIES.items():
+        for quality in _QUALITIES:
+            # Minari's mujoco/* sets are not D4RL's: other policies, recorded in -v5. They are offered where the
+            # quality has the same name, and every result names its source.
+            source = f"mujoco/{body}/{quality}-v0" if quality in ("medium", "expert") else None
+            tasks.append(
+                Task(
+                    f"{body}-{quality}",
+                    "locomotion",
+                    environment,
+                    horizon=1000,
+                    datasets=MappingProxyType({"minari": source} if source else {}),
+                    default_dataset=f"minari:{source}" if source else None,
+                    reference=_REFERENCES[body],
+                )
+            )
+    return {task.name: task for task in tasks}
+
+
+_TASKS = _table()
+
+
+def names() -> list[str]:
+    """The names in the table."""
+    return list(_TASKS)
+
+
+def find(name: str) -> Task:
+    """The task of that name: the table's, else the installed Gymnasium environment of that id."""
+    if name in _TASKS:
+        return _TASKS[name]
+    if name in gymnasium.registry:
+        return Task(name, "gym", name, horizon=gymnasium.registry[name].max_episode_steps)
+    known = {candidate.lower(): candidate for candidate in [*gymnasium.registry, *_TASKS]}
+    near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(_TASKS)}, or a Gymnasium id"
+    raise Refused(f"unknown task {name!r}: {remedy}")
