@@ -99,7 +99,9 @@ class Config(struct.PyTreeNode):
         if not 0 <= self.dropout < 1:
             return f"--dropout must lie in [0, 1), not {self.dropout}"
         if min(self.utd, self.batch_size, *self.hidden) < 1 or min(self.start_training, self.pretrain_steps) < 0:
-            return "--utd, --batch-size and --hidden must be at least 1, --start-training and --pretrain-steps at least 0"
+            return (
+                "--utd, --batch-size and --hidden must be at least 1, --start-training and --pretrain-steps at least 0"
+            )
         if self.seeded_buffer and self.offline_ratio > 0:
             return "--seeded-buffer draws from one buffer: it needs --offline-ratio 0"
         return None
@@ -143,9 +145,7 @@ class RLPD(struct.PyTreeNode):
     def create(cls, config: Config, key: jax.Array, example: Batch) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
-        actor = Network.create(
-            TanhNormalActor(config.hidden, example.action.shape[-1]), actor_key, example.observation
-        )
+        actor = Network.create(TanhNormalActor(config.hidden, example.action.shape[-1]), actor_key, example.observation)
         critic = Ensemble.create(
             Critic(config.hidden, config.layer_norm, config.dropout),
             critic_key, example.observation, example.action, members=config.ensemble,
@@ -210,7 +210,9 @@ class RLPD(struct.PyTreeNode):
         """One gradient step of all critics, and one step of their targets towards them."""
         gradients, metrics = jax.grad(self.critic_loss, has_aux=True)(self.critic.params, batch, key)
         critic = self.critic.descend(gradients, self.config.learning_rate, self.config.weight_decay)
-        return self.replace(critic=critic, target_critic=self.target_critic.track(critic, self.config.target_rate)), metrics
+        return self.replace(
+            critic=critic, target_critic=self.target_critic.track(critic, self.config.target_rate)
+        ), metrics
 
     def update_actor(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One gradient step of the actor, then one of the temperature at the entropy just measured."""

@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     early.add_argument("--env", default=Run.env)
     early.add_argument("--preset")
     chosen, _ = early.parse_known_args(arguments)
-    families = set(tasks.FAMILIES)
+    families = {tasks.find(task).family for task in tasks.names()} | {"gym"}
     asked_for_help = "-h" in arguments or "--help" in arguments
     family = Run.env if asked_for_help and "--env" not in arguments else chosen.env
     values = dict(presets.get(tasks.find(family).family, {}))

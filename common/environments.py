@@ -1,13 +1,16 @@
 """Tasks as environments: flat float32 observations, actions in [-1, 1], success, and episodes that can be replayed.
 
 Observations that come as a dictionary are flattened by one rule, here and for data: achieved goal, observation, desired
-goal, in this order, without the achieved goal where the observation holds it already (PointMaze: 6 numbers).
+goal, in this order, without the achieved goal where the observation holds it already (PointMaze: 6 numbers). Parts with
+other names follow each other by name.
 
-AntMaze has two forms, and data decide which one is played:
-- 29 numbers, D4RL's own: x, y and 27 of proprioception. The goal is not observed but fixed (centre of the goal cell),
-  as is the start; success is within 0.5 m.
-- 31 numbers, Minari's: the same and the goal, which like the start varies by a quarter of a cell; within 0.45 m.
-Both stop at the goal. Their results are not comparable.
+Mazes have two forms, and data decide which one is played:
+- D4RL's own, the default: the goal is not observed but fixed, at the centre of the goal cell; success is within 0.5 m.
+  AntMaze has 29 numbers, x, y and 27 of proprioception, and a fixed start; PointMaze (D4RL's maze2d) has 4, position
+  and velocity, and starts in any other cell.
+- Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
+  quarter of a cell around theirs; PointMaze has 6, goal and start anywhere.
+All stop at the goal. Results in one form are not comparable with results in the other.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
@@ -30,11 +34,11 @@ if TYPE_CHECKING:
     from common.datasets import Dataset
 
 _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
-_FIXED_GOAL_SIZE = 29
-"""Observation size of the AntMaze form without the goal."""
+_FIXED_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
+"""Observation size of the form without the goal."""
 _FIXED_GOAL_RADIUS = 0.5
 _GOAL_RADIUS = 0.45
-"""Metres; D4RL's relabelling of AntMaze, and gymnasium-robotics' own criterion."""
+"""Metres; D4RL's in both mazes, and gymnasium-robotics' own criterion."""
 _STRAY_SHARE = 1e-3
 """Share of a dataset's positions that may lie inside walls: contacts are soft, but another maze shows at once."""
 
@@ -58,11 +62,11 @@ class Environment:
     """One task, one episode at a time: an episode is a function of (seed, actions)."""
 
     def __init__(self, task: Task, environment: gymnasium.Env, fixed_goal: bool = False):
-        """Of a Gymnasium environment; `fixed_goal` picks the AntMaze form that does not observe the goal."""
+        """Of a Gymnasium environment; `fixed_goal` picks the maze form that does not observe the goal."""
         space = environment.observation_space
         self._keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
         if fixed_goal:
-            self._keys = _GOAL_ORDER[:2]
+            self._keys = self._keys[:-1]
         parts = [space] if self._keys is None else [space[key] for key in self._keys]
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
             raise Refused(f"{task.environment} has observations {space}: only vectors of numbers are supported")
@@ -74,20 +78,21 @@ class Environment:
         self.horizon = task.horizon
         self.observation_size = sum(part.shape[0] for part in parts)
         self.action_size = action.shape[0]
-        self._environment = environment
+        self.raw = environment
+        """The Gymnasium environment itself."""
         self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self._goal = tuple(environment.unwrapped.maze.unique_goal_locations[0].tolist()) if fixed_goal else None
 
     def reset(self, seed: int) -> np.ndarray:
         """The first observation of the episode of this seed, float32 [observation]."""
-        return self._flat(self._environment.reset(seed=seed)[0])
+        return self._flat(self.raw.reset(seed=seed)[0])
 
     def step(self, action: np.ndarray) -> Step:
         """Apply an action, float [action] in [-1, 1]."""
         if self._is_rescaled:
             action = self._centre + self._half_range * action
-        raw, reward, terminated, truncated, info = self._environment.step(action)
+        raw, reward, terminated, truncated, info = self.raw.step(action)
         observation = self._flat(raw)
         if self._goal is None:
             success = bool(info.get("success", False))
@@ -115,11 +120,11 @@ class Environment:
         """bool [n]: whether transitions of a maze reach the goal pursued in `observation`, [n, observation] each."""
         goal = observation[:, -2:] if self._goal is None else np.array(self._goal)
         radius = _GOAL_RADIUS if self._goal is None else _FIXED_GOAL_RADIUS
-        return np.linalg.norm(next_observation[:, :2] - goal, axis=1) <= radius
+        return np.linalg.norm(next_observation[:, :2].astype(np.float64) - goal, axis=1) <= radius
 
     def inside_walls(self, observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether the position in each observation [n, observation] of a maze is in a wall or outside."""
-        maze = self._environment.unwrapped.maze
+        maze = self.raw.unwrapped.maze
         walls = np.array([[cell == 1 for cell in row] for row in maze.maze_map])
         # Numpy's version of `Maze.cell_xy_to_rowcol`.
         row = np.floor((maze.y_map_center - observation[:, 1]) / maze.maze_size_scaling)
@@ -129,17 +134,16 @@ class Environment:
 
     def close(self) -> None:
         """Release the simulation."""
-        self._environment.close()
+        self.raw.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
         return flatten(observation, self._keys)
 
 
-def flat_keys(task: Task, parts: Iterable[str]) -> tuple[str, ...]:
+def flat_keys(task: Task, parts: Collection[str]) -> tuple[str, ...]:
     """The order in which a dictionary observation is flattened: see the rule at the top of this file."""
-    parts = tuple(parts)
     if not set(_GOAL_ORDER) <= set(parts):
-        return parts
+        return tuple(sorted(parts))
     return _GOAL_ORDER[1:] if task.family == "pointmaze" else _GOAL_ORDER
 
 
@@ -154,17 +158,20 @@ def make(task: Task, dataset: Dataset | None = None) -> Environment:
     """The environment of a task, in the form that the dataset has; refuses data from another environment."""
     if dataset is None:
         return open_form(task)
-    environment = open_form(task, dataset.observation.shape[1])
-    check(environment, dataset)
+    environment = open_form(task, dataset.observation.shape[1], dataset.action.shape[1])
+    check_maze(environment, dataset)
     return environment
 
 
-def open_form(task: Task, observation_size: int | None = None) -> Environment:
-    """The environment of a task whose observations have that size; by default the first of its forms."""
-    fixed_goal = task.family == "antmaze" and observation_size in (None, _FIXED_GOAL_SIZE)
+def open_form(task: Task, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+    """The environment of a task in the form that data of these sizes have; by default the first of its forms."""
+    fixed_size = _FIXED_GOAL_SIZES.get(task.family)
+    fixed_goal = fixed_size is not None and observation_size in (None, fixed_size)
+    # The point's observed goal is anywhere, as where Minari's sets were collected: the environment's own map.
+    keywords = {} if task.family == "pointmaze" and not fixed_goal else task.keywords
     try:
         with _quiet():
-            raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **task.keywords)
+            raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)
     except Exception as error:  # whatever a third-party environment raises: a missing extra, a broken version
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise Refused(f"{task.environment} cannot be made: {reason}") from error
@@ -172,36 +179,52 @@ def open_form(task: Task, observation_size: int | None = None) -> Environment:
         # A maze leaves its model in the temporary folder; the simulation has read it by now.
         with contextlib.suppress(OSError):
             os.remove(raw.unwrapped.tmp_xml_file_path)
-    if fixed_goal:
+    if fixed_goal and task.family == "antmaze":
         raw.unwrapped.position_noise_range = 0.0
     environment = Environment(task, raw, fixed_goal)
-    if observation_size not in (None, environment.observation_size):
-        sizes = f"{_FIXED_GOAL_SIZE} or {environment.observation_size}" if task.family == "antmaze" else environment.observation_size
-        raise Refused(
-            f"{task.name}: the data have {observation_size} numbers per observation, {task.environment} has {sizes}; "
-            "choose the task that the data were collected for"
-        )
+    for size, own, what in (
+        (observation_size, environment.observation_size, "observation"),
+        (action_size, environment.action_size, "action"),
+    ):
+        if size not in (None, own):
+            environment.close()
+            forms = f"{fixed_size} or " if fixed_size is not None and what == "observation" else ""
+            raise Refused(
+                f"{task.name}: the data have {size} numbers per {what}, {task.environment} has {forms}{own}; "
+                "choose the task that the data were collected for"
+            )
     return environment
 
 
-def check(environment: Environment, dataset: Dataset) -> None:
-    """Refuse data whose actions do not fit the environment, or that were collected in another maze."""
-    name, size = environment.task.name, dataset.action.shape[1]
-    if size != environment.action_size:
-        raise Refused(f"{name}: the data have {size} numbers per action, the environment {environment.action_size}")
-    if environment.task.reaches_goal:
-        stray = environment.inside_walls(dataset.observation).mean()
-        if stray > _STRAY_SHARE:
-            raise Refused(
-                f"{name}: {stray:.1%} of the positions in {dataset.source} lie inside walls of the maze that is "
-                "evaluated: another maze, a mirrored one or another frame (D4RL's own AntMaze files have the start as "
-                "origin); data in gymnasium-robotics' frame work"
-            )
+def check_maze(environment: Environment, dataset: Dataset) -> None:
+    """Refuse data that were collected in another maze than the one that is played."""
+    if not environment.task.reaches_goal:
+        return
+    stray = environment.inside_walls(dataset.observation).mean()
+    if stray > _STRAY_SHARE:
+        raise Refused(
+            f"{environment.task.name}: {stray:.1%} of the positions in {dataset.source} lie inside walls of the maze "
+            "that is played: another maze, a mirrored one or another frame (D4RL's own files do not have the "
+            "centre as origin); data in gymnasium-robotics' frame work"
+        )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notice that a newer version of the environment exists: the version is chosen in the table."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-        yield
+    """Without two notices that say nothing to a user: the environment's version and its model's syntax are old.
+
+    The version is chosen in the table. MuJoCo would also append its notice to a log file in the working directory.
+    """
+
+    def warn(message: str) -> None:
+        if "settotalmass" not in message:
+            warnings.warn(message, stacklevel=2)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(warn)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            yield
+    finally:
+        mujoco.set_mju_user_warning(before)

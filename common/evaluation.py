@@ -11,7 +11,8 @@ import numpy as np
 from common.environments import Environment
 from common.tasks import Task
 
-MOST_ENVIRONMENTS = 64
+MOST_ENVIRONMENTS = 32
+"""Of all runs together: a MuJoCo environment takes some 15 MB."""
 
 
 def episode_seed(*path: int) -> int:

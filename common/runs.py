@@ -7,6 +7,7 @@ Every file is replaced whole or appended to by whole lines; none is ever left ha
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -21,9 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from common.commandline import Run
 from common.errors import Refused
 
 FORMAT = 1
@@ -64,18 +67,26 @@ def cores() -> int:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once."""
+    """Replace the file at once; nan and infinity, which JSON lacks, become null."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False, default=str) + "\n")
     temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class Table:
     """A CSV file whose columns are those of its first row; appended to by whole lines."""
 
-    def __init__(self, path: Path, key: str = "step"):
+    def __init__(self, path: Path):
         self.path = path
-        self.key = key
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows and push them to the disk."""
@@ -148,7 +159,7 @@ class Checkpoints:
                 wrong = [k for k in checksums if zlib.crc32(np.ascontiguousarray(arrays[k])) != checksums[k]]
                 if wrong:
                     raise ValueError(f"checksum of {wrong[0]} differs")
-            except Exception as error:  # a damaged file can surface as anything from Orbax, TensorStore or JSON
+            except Exception as error:  # noqa: BLE001 - a damaged file can surface as anything from Orbax, TensorStore or JSON
                 announce(f"checkpoint {step} is damaged ({str(error).splitlines()[0][:120]}); trying the one before")
                 damaged.append(step)
                 continue
@@ -200,12 +211,7 @@ class RunDirectory:
         write_json(self.path / "summary.json", summary)
 
     def draw_curve(self, title: str, metric: str) -> None:
-        """Draw curve.png: `metric` of eval.csv against steps, every run a thin line, each grid point's mean a thick one."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
+        """Draw curve.png: `metric` of eval.csv against steps; a run is a thin line, the mean of a grid point a thick one."""
         rows = self.evaluations.rows()
         if not rows:
             return
@@ -213,7 +219,8 @@ class RunDirectory:
         for row in rows:
             line = groups.setdefault(row.get("point", ""), {}).setdefault(row["run"], [])
             line.append((float(row["step"]), float(row[metric])))
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
         for index, (point, lines) in enumerate(groups.items()):
             color = f"C{index % 10}"
             for line in lines.values():
@@ -227,7 +234,6 @@ class RunDirectory:
         axes.legend(fontsize="small")
         temporary = self.path / ".curve.partial.png"
         figure.savefig(temporary, dpi=150)
-        plt.close(figure)
         temporary.replace(self.path / "curve.png")
 
 
@@ -264,27 +270,29 @@ class Reporter:
 
     def evaluated(self, text: str, short: str) -> None:
         """One line that stays, and its short form beside the bar."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
         self.progress.update(self.task, last=short)
 
 
 class Trackers:
     """TensorBoard and Weights & Biases, where asked for."""
 
-    def __init__(self, directory: Path, tensorboard: bool, wandb: bool, config: Mapping[str, Any]):
+    def __init__(self, directory: Path, run: Run):
         self.writer = self.wandb = None
-        if tensorboard:
+        if run.tensorboard:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
                 raise Refused("--tensorboard: not installed; pip install 'headstart-rl[tensorboard]'") from error
             self.writer = SummaryWriter(str(directory / "tensorboard"))
-        if wandb:
+        if run.wandb:
             try:
                 import wandb as weights_and_biases
             except ImportError as error:
                 raise Refused("--wandb: not installed; pip install 'headstart-rl[wandb]'") from error
-            self.wandb = weights_and_biases.init(project="headstart", dir=str(directory), config=dict(config))
+            self.wandb = weights_and_biases.init(
+                project="headstart", dir=str(directory), config=dataclasses.asdict(run)
+            )
 
     def log(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the numbers of some rows of metrics.csv or eval.csv."""

@@ -5,19 +5,23 @@ A task is a benchmark with a published protocol. Any installed Gymnasium id is a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import gymnasium
-import gymnasium_robotics
 import numpy as np
-from gymnasium_robotics.envs.maze import maps
 from numpy.typing import ArrayLike
 
 from common.errors import Refused
+
+with contextlib.redirect_stderr(io.StringIO()):  # its release notice
+    import gymnasium_robotics
+    from gymnasium_robotics.envs.maze import maps
 
 gymnasium.register_envs(gymnasium_robotics)
 
@@ -50,6 +54,11 @@ class Task:
         """Whether the task is to reach a goal: reward 1 and termination there, else reward 0."""
         return self.family in ("pointmaze", "antmaze")
 
+    @property
+    def knows_success(self) -> bool:
+        """Whether the task has a notion of success: locomotion and ids outside the table have none."""
+        return self.family not in ("locomotion", "gym")
+
     def score(self, return_: ArrayLike, success: ArrayLike) -> Any:
         """Percent, from the raw return and the success (in [0, 1]) of an episode, or of each of an array of episodes.
 
@@ -64,20 +73,30 @@ class Task:
         return 100.0 * (np.asarray(return_, float)[()] - low) / (high - low)
 
 
-def _maze(layout: list[list[int]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[int | str]]:
-    """The layout with one start and one goal cell (row, column)."""
+def _maze(
+    layout: list[list[int]], goal: tuple[int, int], start: tuple[int, int] | None = None
+) -> list[list[int | str]]:
+    """The layout with one goal cell (row, column), and one start cell unless episodes start anywhere."""
     marked: list[list[int | str]] = [list(row) for row in layout]
-    marked[start[0]][start[1]] = maps.RESET
     marked[goal[0]][goal[1]] = maps.GOAL
+    if start is not None:
+        marked[start[0]][start[1]] = maps.RESET
     return marked
 
 
 # Start and goal of the evaluation episodes, as in D4RL: opposite ends of the maze. The map is the one the data were
 # collected in; the evaluation map in Farama's generation script for umaze is its mirror image, another maze.
 _ANT_MAZES = {
-    "umaze": ("AntMaze_UMaze-v4", _maze(maps.U_MAZE, (3, 1), (1, 1)), 700),
-    "medium": ("AntMaze_Medium-v4", _maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)), 1000),
-    "large": ("AntMaze_Large-v4", _maze(maps.LARGE_MAZE, (1, 1), (7, 9)), 1000),
+    "umaze": ("AntMaze_UMaze-v4", _maze(maps.U_MAZE, (1, 1), (3, 1)), 700),
+    "medium": ("AntMaze_Medium-v4", _maze(maps.MEDIUM_MAZE, (6, 6), (1, 1)), 1000),
+    "large": ("AntMaze_Large-v4", _maze(maps.LARGE_MAZE, (7, 9), (1, 1)), 1000),
+}
+
+# D4RL's maze2d: its goal cells, and starts anywhere.
+_POINT_MAZES = {
+    "umaze": ("PointMaze_UMaze-v3", _maze(maps.U_MAZE, (1, 1)), 300),
+    "medium": ("PointMaze_Medium-v3", _maze(maps.MEDIUM_MAZE, (6, 6)), 600),
+    "large": ("PointMaze_Large-v3", _maze(maps.LARGE_MAZE, (7, 9)), 800),
 }
 
 # D4RL's reference returns (random, expert): Farama-Foundation/D4RL, d4rl/infos.py. They are the same for every
@@ -107,14 +126,14 @@ _HANDS = {
 
 def _table() -> dict[str, Task]:
     tasks = []
-    for maze, horizon in {"umaze": 300, "medium": 600, "large": 800}.items():
+    for maze, (environment, layout, horizon) in _POINT_MAZES.items():
         name = f"pointmaze-{maze}"
-        environment = {"umaze": "UMaze", "medium": "Medium", "large": "Large"}[maze]
         tasks.append(
             Task(
                 name,
                 "pointmaze",
-                f"PointMaze_{environment}-v3",
+                environment,
+                keywords=MappingProxyType({"maze_map": layout}),
                 horizon=horizon,
                 datasets=MappingProxyType({"recipe": name, "minari": f"D4RL/pointmaze/{maze}-v2"}),
                 default_dataset=f"recipe:{name}",
@@ -188,7 +207,11 @@ def find(name: str) -> Task:
         return _TASKS[name]
     if name in gymnasium.registry:
         return Task(name, "gym", name, horizon=gymnasium.registry[name].max_episode_steps)
-    known = {candidate.lower(): candidate for candidate in [*gymnasium.registry, *_TASKS]}
-    near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"the tasks are {', '.join(_TASKS)}, or a Gymnasium id"
+    table = {known.lower(): known for known in _TASKS}
+    installed = {known.lower(): known for known in gymnasium.registry}
+    near = [table[known] for known in difflib.get_close_matches(name.lower(), table, cutoff=0.7)]
+    near = near or [known for known in _TASKS if known.startswith(name.lower())][:5]
+    near = near or [installed[known] for known in difflib.get_close_matches(name.lower(), installed, cutoff=0.7)]
+    kinds = ", ".join(f"{kind}-*" for kind in dict.fromkeys(known.split("-")[0] for known in _TASKS))
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"tasks are {kinds} and any installed Gymnasium id"
     raise Refused(f"unknown task {name!r}: {remedy}")

@@ -1,18 +1,8 @@
-"""The loop around every algorithm: the axis of runs, one jitted call per environment step, evaluation, checkpoints.
-
-What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with a field `config` and
-
-    create(config, key, example) -> agent       fresh, for transitions shaped like one unbatched `example`
-    sample(key, experience, prior) -> batches    the minibatches of one update
-    update(batches, key) -> agent, metrics       all gradient steps of one environment step
-    explore(observation, key) -> action          while collecting
-    act(observation) -> action                   while evaluating
-
-all pure and written for one run. Its Config offers `start_training`, `pretrain_steps`, `uses_prior_data` and `problem()`.
-"""
+"""The session around every algorithm: data, runs, both phases, evaluation, checkpoints, and the command line's main."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -20,238 +10,25 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from common import commandline, datasets, environments, tasks
+from common.collection import Collector
 from common.commandline import Request
 from common.environments import Environment
 from common.errors import Refused
-from common.evaluation import Evaluator, episode_seed
+from common.evaluation import Evaluator
+from common.programs import Learner, Programs
 from common.replay import Batch, Replay
 from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, cores, device, versions
 from common.tasks import Task
-
-INITIALISE, LEARN, PRETRAIN, EXPLORE = range(4)
-"""What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
-
-
-def run_key(seed: jax.Array, purpose: int, step: jax.Array | int = 0) -> jax.Array:
-    """The key of one use of randomness at one step of one run."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
-
-
-class Learner(struct.PyTreeNode):
-    """What training changes, on the device; every array has the runs as its leading axis."""
-
-    agent: Any
-    experience: Replay
-
-
-class Programs:
-    """The jitted programs of one command; each compiles once.
-
-    A run is a slice along the leading axis. `width` runs are computed at once on each device (vmap) and the chunks
-    follow one another (`lax.map`); with several devices the axis is sharded over a mesh first. Width 1 computes a run
-    exactly as it is computed alone. On a CPU that is also the fastest way, since the working set of one run stays in
-    the cache (benchmarks/throughput.py); an accelerator takes all at once.
-    """
-
-    def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
-        available = jax.devices()
-        count = devices or max(n for n in range(1, min(len(available), runs) + 1) if runs % n == 0)
-        if count > len(available) or runs % count:
-            raise Refused(f"--devices {count}: {len(available)} present, and {runs} runs must divide evenly over them")
-        self.mesh = jax.make_mesh((count,), ("runs",), devices=available[:count])
-        self.width = width or (1 if jax.default_backend() == "cpu" else runs // count)
-        self.start_training = config.start_training
-
-        def create(config: Any, seed: jax.Array, example: Batch) -> Any:
-            return agent_class.create(config, run_key(seed, INITIALISE), example)
-
-        def insert(learner: Learner, transition: Batch) -> Learner:
-            return learner.replace(experience=jax.vmap(Replay.insert)(learner.experience, transition))
-
-        def collect(learner: Learner, seeds: jax.Array, step: jax.Array, transition: Batch, observation: jax.Array):
-            """Insert a transition; the next action is random until training starts."""
-
-            def explore(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
-                key = run_key(seed, EXPLORE, step)
-                shape = transition.action.shape[1:]
-                uniform = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-                return jnp.where(step < self.start_training, uniform, agent.explore(observation, key))
-
-            learner = insert(learner, transition)
-            return learner, self.over_runs(explore)(learner.agent, seeds, observation)
-
-        def learn(
-            learner: Learner,
-            seeds: jax.Array,
-            step: jax.Array,
-            transition: Batch,
-            observation: jax.Array,
-            prior: Batch | None,
-        ):
-            """Insert a transition, update on fresh minibatches, and choose the next action."""
-
-            def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array):
-                _, key = jax.random.split(run_key(seed, LEARN, step))
-                agent, metrics = agent.update(batches, key)
-                return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
-
-            def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
-                key, _ = jax.random.split(run_key(seed, LEARN, step))
-                return agent.sample(key, experience, prior)
-
-            learner = insert(learner, transition)
-            # Outside the map over runs, which would copy every run's whole buffer.
-            batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
-            agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
-            return learner.replace(agent=agent), action, metrics
-
-        def pretrain(agents: Any, seeds: jax.Array, first: jax.Array, steps: int, prior: Batch):
-            """`steps` updates on prior data alone."""
-
-            def one_run(agent: Any, seed: jax.Array):
-                def update(agent: Any, step: jax.Array):
-                    sample_key, update_key = jax.random.split(run_key(seed, PRETRAIN, step))
-                    return agent.update(agent.sample(sample_key, None, prior), update_key)
-
-                agent, metrics = jax.lax.scan(update, agent, first + jnp.arange(steps))
-                return agent, jax.tree.map(jnp.mean, metrics)
-
-            return self.over_runs(one_run)(agents, seeds)
-
-        def act(agents: Any, observations: jax.Array) -> jax.Array:
-            return self.over_runs(lambda agent, x: agent.act(x))(agents, observations)
-
-        run, same = PartitionSpec("runs"), PartitionSpec()
-
-        def sharded(function: Callable, inputs: tuple, outputs: Any) -> Callable:
-            return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-        self.create = jax.jit(sharded(self.over_runs(create), (run, run, run), run))
-        self.collect = jax.jit(sharded(collect, (run, run, same, run, run), (run, run)), donate_argnums=0)
-        self.learn = jax.jit(sharded(learn, (run, run, same, run, run, same), (run, run, run)), donate_argnums=0)
-        self.act = jax.jit(sharded(act, (run, run), run))
-        self.pretrain = jax.jit(
-            lambda agents, seeds, first, steps, prior: sharded(
-                lambda a, s, f, p: pretrain(a, s, f, steps, p), (run, run, same, same), (run, run)
-            )(agents, seeds, first, prior),
-            static_argnums=3,
-            donate_argnums=0,
-        )
-
-    def over_runs(self, function: Callable) -> Callable:
-        """`function` of one run, made a function of the runs on one device."""
-
-        def mapped(*arguments: Any) -> Any:
-            runs = jax.tree.leaves(arguments)[0].shape[0]
-            if self.width >= runs > 1:
-                return jax.vmap(function)(*arguments)
-            return jax.lax.map(lambda x: function(*x), arguments, batch_size=None if self.width == 1 else self.width)
-
-        return mapped
-
-    def place(self, tree: Any, shared: bool = False) -> Any:
-        """Host arrays put on the devices: along the axis of runs, or the same on each."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec() if shared else PartitionSpec("runs")))
-
-
-class Collector:
-    """The environments of all runs and the episode each is in: what a checkpoint keeps besides the learner.
-
-    An episode is a function of its seed and its actions, so these are its state; any deterministic environment can be
-    restored from them.
-    """
-
-    def __init__(self, make: Callable[[], Environment], task: Task, seeds: list[int]):
-        self.task = task
-        self.seeds = seeds
-        self.environments = [make() for _ in seeds]
-        self.episode = np.zeros(len(seeds), np.int64)
-        self.actions: list[list[np.ndarray]] = [[] for _ in seeds]
-        self.returns = np.zeros(len(seeds))
-        self.solved = np.zeros(len(seeds), bool)
-        self.finished: list[list[tuple[float, bool]]] = [[] for _ in seeds]
-        """Return and success of the episodes that ended since the last row of metrics."""
-        self.observation = np.stack([self.reset(run) for run in range(len(seeds))])
-
-    def reset(self, run: int) -> np.ndarray:
-        """Start the run's next episode."""
-        self.actions[run] = []
-        self.returns[run] = 0.0
-        self.solved[run] = False
-        return self.environments[run].reset(episode_seed(self.seeds[run], 0, int(self.episode[run])))
-
-    def step(self, actions: np.ndarray) -> Batch:
-        """Act in every environment: the transitions [runs, ...], rewards as the learner sees them.
-
-        `observation` is afterwards what the next action is for: the start of a new episode where one has ended.
-        """
-        before = self.observation
-        taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
-        after = np.stack([s.next_observation for s in taken])
-        self.observation = after.copy()
-        for run, result in enumerate(taken):
-            self.actions[run].append(actions[run])
-            self.returns[run] += result.reward
-            self.solved[run] |= result.success
-            if result.terminated or result.truncated:
-                self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
-                self.episode[run] += 1
-                self.observation[run] = self.reset(run)
-        reward = np.array([s.reward for s in taken], np.float32)
-        return Batch(
-            observation=before,
-            action=np.asarray(actions, np.float32),
-            reward=self.task.reward_scale * reward + np.float32(self.task.reward_shift),
-            mask=np.array([not s.terminated for s in taken], np.float32),
-            next_observation=after,
-        )
-
-    def report(self) -> list[dict[str, float]]:
-        """Per run, the mean return and success of the episodes that ended since the last report (nan: none did)."""
-        rows = []
-        for finished in self.finished:
-            returns, solved = zip(*finished, strict=True) if finished else ((np.nan,), (np.nan,))
-            rows.append({"episode_return": float(np.mean(returns)), "episode_success": 100 * float(np.mean(solved))})
-            finished.clear()
-        return rows
-
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays and progress from which `restore` continues."""
-        arrays = {f"episode_actions.{run}": np.array(a, np.float32) for run, a in enumerate(self.actions) if a}
-        return arrays | {"observation": self.observation}, {
-            "episode": self.episode.tolist(),
-            "finished": self.finished,
-        }
-
-    def restore(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], announce: Callable) -> None:
-        """Repeat the episodes that were under way."""
-        self.episode = np.array(progress["episode"], np.int64)
-        self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
-        for run in range(len(self.seeds)):
-            self.observation[run] = self.reset(run)
-            for action in arrays.get(f"episode_actions.{run}", ()):
-                result = self.environments[run].step(action)
-                self.observation[run] = result.next_observation
-                self.actions[run].append(action)
-                self.returns[run] += result.reward
-                self.solved[run] |= result.success
-            if not np.array_equal(self.observation[run], arrays["observation"][run]):
-                announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
-                self.episode[run] += 1
-                self.observation[run] = self.reset(run)
 
 
 class Interruption:
@@ -308,7 +85,8 @@ class Session:
         self.config = request.config
         points = request.points()
         self.seeds = [request.run.seed + k for _ in points for k in range(request.run.num_seeds)]
-        self.points = [", ".join(f"{k}={v:g}" for k, v in p.items()) for p in points for _ in range(request.run.num_seeds)]
+        labels = [", ".join(f"{name}={value:g}" for name, value in point.items()) for point in points]
+        self.points = [label for label in labels for _ in range(request.run.num_seeds)]
         runs = len(self.seeds)
         self.programs = Programs(agent_class, request.config, runs, request.run.width, request.run.devices)
 
@@ -317,7 +95,7 @@ class Session:
 
         self.collector = Collector(make, task, self.seeds)
         self.evaluator = Evaluator(make, runs, request.run.eval_episodes)
-        self.trackers = Trackers(directory.path, request.run.tensorboard, request.run.wandb, dataclasses.asdict(request.run))
+        self.trackers = Trackers(directory.path, request.run)
         every = request.run.checkpoint_every
         self.checkpoint_every = request.run.eval_every if every is None else every
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if self.checkpoint_every else None
@@ -400,7 +178,7 @@ class Session:
 
     def announce(self, text: str) -> None:
         """One line for the person at the terminal."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def where(self, run: int) -> dict[str, Any]:
         """The leading columns of a row about one run."""
@@ -428,7 +206,8 @@ class Session:
         self.progress["evaluation_seconds"] += time.perf_counter() - start
         name = self.headline
         values = np.array([row[name] for row in rows])
-        each = " ".join(f"{v:.4g}" for v in values) if len(values) <= 12 else f"{values.min():.4g} ... {values.max():.4g}"
+        few = len(values) <= 12
+        each = " ".join(f"{v:.4g}" for v in values) if few else f"{values.min():.4g} ... {values.max():.4g}"
         step = f"{self.progress['phase']} step {self.progress['step']}"
         reporter.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
 
@@ -439,12 +218,13 @@ class Session:
 
     def finish(self) -> dict[str, Any]:
         """Curve and summary."""
-        last = [r for r in self.directory.evaluations.rows() if int(r["step"]) == self.run.steps and r["phase"] == "online"]
+        rows = self.directory.evaluations.rows()
+        last = [row for row in rows if (row["phase"], int(row["step"])) == ("online", self.run.steps)]
         finals = [{k: float(r[k]) for k in ("score", "success", "return_mean")} for r in last]
         learning, evaluation = self.progress["learning_seconds"], self.progress["evaluation_seconds"]
         steps = self.progress["learning_steps"]
         summary = {
-            "final": [{"run": run, "seed": self.seeds[run], "point": self.points[run]} | f for run, f in enumerate(finals)],
+            "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
             "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0]},
             "steps_per_second": self.speed(),
             "steps_per_second_with_evaluation": steps / max(1e-9, learning + evaluation),
@@ -531,7 +311,7 @@ class Session:
                     self.progress |= {"phase": "online", "step": 0}
             finished = finished and self.online(reporter, interruption)
         if not finished:
-            kept = f"continue with --resume {self.directory.path}" if self.checkpoints else "no checkpoint was asked for"
+            kept = f"continue with --resume {self.directory.path}" if self.checkpoints else "checkpoints were off"
             self.announce(f"interrupted after step {self.progress['step']}; {kept}")
             return 128 + interruption.received
         summary = self.finish()
@@ -563,7 +343,8 @@ def prepare_devices(request: Request) -> None:
     """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
     runs = len(request.points()) * request.run.num_seeds
     count = request.run.devices or max(n for n in range(1, min(cores(), runs) + 1) if runs % n == 0)
-    jax.config.update("jax_num_cpu_devices", count)
+    with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
+        jax.config.update("jax_num_cpu_devices", count)
     if jax.config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
@@ -589,7 +370,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     task = tasks.find(request.run.env)
     data = datasets.load(task, request.run.dataset) if request.config.uses_prior_data else None
     if request.config.uses_prior_data and data is None:
-        raise Refused(f"--env {task.name}: there is no prior data for it; name some with --dataset, or use --offline-ratio 0")
+        raise Refused(f"--env {task.name}: no prior data; name some with --dataset, or use --offline-ratio 0")
     card = None if data is None else datasets.card(data, task)
     environments.make(task, data).close()  # whatever does not fit is refused here, before anything is written
     if directory is None:
@@ -612,7 +393,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
         raise Refused(f"--resume {resume}: the prior data have changed since ({card['source']})")
     if card is not None:
-        console.print(datasets.format_card(card), highlight=False)
+        console.print(datasets.format_card(card), highlight=False, soft_wrap=True)
     session = Session(agent_class, request, task, data, directory, console)
     try:
         if resume is not None:

@@ -131,7 +131,9 @@ def test_temperature_rises_below_the_target_entropy_and_falls_above():
 def test_log_density_is_finite_where_tanh_saturates():
     agent = make_agent()
     params = jax.tree.map(lambda x: x * 100, agent.actor.params)
-    action, log_prob = agent.actor(1000 * jnp.ones((2, OBSERVATION)), params=params).sample_and_log_prob(jax.random.key(0))
+    action, log_prob = agent.actor(1000 * jnp.ones((2, OBSERVATION)), params=params).sample_and_log_prob(
+        jax.random.key(0)
+    )
     assert np.abs(action).max() == 1
     assert np.isfinite(log_prob).all()
 
@@ -310,7 +312,13 @@ def test_consecutive_minibatches_differ():
 
 def test_presets_are_the_paper_tables():
     paper = Config()
-    assert (paper.discount, paper.target_rate, paper.learning_rate, paper.ensemble, paper.utd) == (0.99, 0.005, 3e-4, 10, 20)
+    assert (paper.discount, paper.target_rate, paper.learning_rate, paper.ensemble, paper.utd) == (
+        0.99,
+        0.005,
+        3e-4,
+        10,
+        20,
+    )
     assert (paper.batch_size, paper.offline_ratio, paper.initial_temperature) == (256, 0.5, 1.0)
     rows = {}
     for family in ("locomotion", "antmaze", "adroit-binary"):
@@ -340,6 +348,8 @@ def test_impossible_values_are_named(values, flag):
 
 
 def test_import_has_no_side_effect():
-    program = "import algorithms.rlpd, jax; from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    program = (
+        "import algorithms.rlpd, jax; from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    )
     done = subprocess.run([sys.executable, "-c", program, "--env", "nonsense"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -1,0 +1,147 @@
+"""RLPD's design choices taken away one at a time, on data made on the spot: one command, a table and a picture.
+
+    python -m benchmarks.ablation [--env pointmaze-large] [--num-seeds 5] [--jobs 2] [--runs runs/ablation]
+
+Every variant is one command of algorithms/rlpd.py with all its seeds; `--jobs` of them run side by side, each on cores of
+its own. Interrupted, the same command continues: finished variants are kept, half-finished ones resumed. Results go to
+benchmarks/results/rlpd_ablation_TASK.{csv,json,png}.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+VARIANTS = {
+    "RLPD": [],
+    "without LayerNorm": ["--no-layer-norm"],
+    "without prior data": ["--offline-ratio", "0"],
+    "SACfD": ["--preset", "sacfd"],
+    "one update per step": ["--utd", "1"],
+}
+"""Variant -> the flags that make it."""
+STYLES = {"RLPD": "-", "without LayerNorm": "--", "without prior data": ":", "SACfD": "-.", "one update per step": (0, (5, 1, 1, 1, 1, 1))}
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Which task, how many seeds, and where the runs are kept."""
+
+    env: str = "pointmaze-large"
+    """Task."""
+    num_seeds: int = 5
+    """Seeds of every variant."""
+    jobs: int = 2
+    """Variants trained side by side."""
+    runs: Path = Path("runs/ablation")
+    """Where the run directories are kept until they are finished."""
+
+
+def train(ablation: Ablation, name: str, cores: set[int]) -> Path:
+    """Train one variant on these cores, or what is missing of it; its run directory."""
+    out = ablation.runs / ablation.env / name.replace(" ", "-")
+    program = [sys.executable, str(ROOT / "algorithms" / "rlpd.py")]
+    if (out / "summary.json").exists():
+        return out
+    if (out / "config.json").exists():
+        command = [*program, "--resume", str(out)]
+    else:
+        seeds = ["--num-seeds", str(ablation.num_seeds), "--devices", "1"]
+        command = [*program, "--env", ablation.env, *seeds, "--out", str(out), *VARIANTS[name]]
+    prefix = ["taskset", "-c", ",".join(map(str, sorted(cores)))] if hasattr(os, "sched_getaffinity") else []
+    subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def collect(ablation: Ablation, folders: dict[str, Path]) -> list[dict[str, str | float]]:
+    """The evaluations of all variants as rows of one table."""
+    rows = []
+    for name, folder in folders.items():
+        with (folder / "eval.csv").open() as file:
+            for row in csv.DictReader(file):
+                kept = {k: row[k] for k in ("seed", "step", "episodes", "return_mean", "score", "success")}
+                rows.append({"task": ablation.env, "variant": name, "flags": " ".join(VARIANTS[name])} | kept)
+    return rows
+
+
+def draw(rows: list[dict], path: Path, title: str) -> None:
+    """Mean score of every variant against steps, with the range over seeds shaded."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for index, name in enumerate(VARIANTS):
+        mine = [r for r in rows if r["variant"] == name]
+        steps = sorted({int(r["step"]) for r in mine})
+        scores = np.array([[float(r["score"]) for r in mine if int(r["step"]) == step] for step in steps])
+        axes.plot(steps, scores.mean(1), color=f"C{index}", linestyle=STYLES[name], linewidth=2, label=name)
+        axes.fill_between(steps, scores.min(1), scores.max(1), color=f"C{index}", alpha=0.12, linewidth=0)
+    axes.set(xlabel="environment steps", ylabel="evaluation success, %", title=title, ylim=(-3, 103))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main(ablation: Ablation) -> None:
+    """Train what is missing, then write and print the table."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    jobs = min(ablation.jobs, len(usable))
+    shares: Queue[set[int]] = Queue()
+    for job in range(jobs):
+        shares.put(set(usable[job::jobs]))
+
+    def on_a_share(name: str) -> Path:
+        cores = shares.get()
+        try:
+            return train(ablation, name, cores)
+        finally:
+            shares.put(cores)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        folders = dict(zip(VARIANTS, pool.map(on_a_share, VARIANTS), strict=True))
+    rows = collect(ablation, folders)
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"rlpd_ablation_{ablation.env}"
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    configs = {name: json.loads((folder / "config.json").read_text()) for name, folder in folders.items()}
+    first = configs["RLPD"]
+    about = {
+        "command": "python -m benchmarks.ablation " + " ".join(sys.argv[1:]),
+        "arguments": {
+            name: [a for a in c["arguments"] if a != str(folders[name])] for name, c in configs.items()
+        },
+        "commits": sorted({str(c["commit"]) for c in configs.values()}),
+        "versions": first["versions"],
+        "device": first["device"],
+        "dataset": {k: first["dataset"][k] for k in ("source", "fingerprint", "transitions")},
+    }
+    stem.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    draw(rows, stem.with_suffix(".png"), f"RLPD on {ablation.env}: mean and range of {ablation.num_seeds} seeds")
+
+    table = Table("variant", "final score by seed", "mean", "mean over all evaluations")
+    last = max(int(r["step"]) for r in rows)
+    for name in VARIANTS:
+        final = [float(r["score"]) for r in rows if r["variant"] == name and int(r["step"]) == last]
+        area = np.mean([float(r["score"]) for r in rows if r["variant"] == name])
+        table.add_row(name, " ".join(f"{s:g}" for s in final), f"{np.mean(final):.1f}", f"{area:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Ablation, description=__doc__))

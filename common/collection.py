@@ -1,0 +1,100 @@
+"""Collecting experience: the environments of all runs, and the episode each of them is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from common.environments import Environment
+from common.evaluation import episode_seed
+from common.replay import Batch
+from common.tasks import Task
+
+
+class Collector:
+    """The environments of all runs and the episode each is in: what a checkpoint keeps besides the learner.
+
+    An episode is a function of its seed and its actions, so these are its state; any deterministic environment can be
+    restored from them.
+    """
+
+    def __init__(self, make: Callable[[], Environment], task: Task, seeds: list[int]):
+        self.task = task
+        self.seeds = seeds
+        self.environments = [make() for _ in seeds]
+        self.episode = np.zeros(len(seeds), np.int64)
+        self.actions: list[list[np.ndarray]] = [[] for _ in seeds]
+        self.returns = np.zeros(len(seeds))
+        self.solved = np.zeros(len(seeds), bool)
+        self.finished: list[list[tuple[float, bool]]] = [[] for _ in seeds]
+        """Return and success of the episodes that ended since the last row of metrics."""
+        self.observation = np.stack([self.reset(run) for run in range(len(seeds))])
+
+    def reset(self, run: int) -> np.ndarray:
+        """Start the run's next episode."""
+        self.actions[run] = []
+        self.returns[run] = 0.0
+        self.solved[run] = False
+        return self.environments[run].reset(episode_seed(self.seeds[run], 0, int(self.episode[run])))
+
+    def step(self, actions: np.ndarray) -> Batch:
+        """Act in every environment: the transitions [runs, ...], rewards as the learner sees them.
+
+        `observation` is afterwards what the next action is for: the start of a new episode where one has ended.
+        """
+        before = self.observation
+        taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
+        after = np.stack([s.next_observation for s in taken])
+        self.observation = after.copy()
+        for run, result in enumerate(taken):
+            self.actions[run].append(actions[run])
+            self.returns[run] += result.reward
+            self.solved[run] |= result.success
+            if result.terminated or result.truncated:
+                self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
+                self.episode[run] += 1
+                self.observation[run] = self.reset(run)
+        reward = np.array([s.reward for s in taken], np.float32)
+        return Batch(
+            observation=before,
+            action=np.asarray(actions, np.float32),
+            reward=self.task.reward_scale * reward + np.float32(self.task.reward_shift),
+            mask=np.array([not s.terminated for s in taken], np.float32),
+            next_observation=after,
+        )
+
+    def report(self) -> list[dict[str, float]]:
+        """Per run, the mean return and success of the episodes that ended since the last report (nan: none did)."""
+        rows = []
+        for finished in self.finished:
+            returns, solved = zip(*finished, strict=True) if finished else ((np.nan,), (np.nan,))
+            rows.append({"episode_return": float(np.mean(returns)), "episode_success": 100 * float(np.mean(solved))})
+            finished.clear()
+        return rows
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and progress from which `restore` continues."""
+        arrays = {f"episode_actions.{run}": np.array(a, np.float32) for run, a in enumerate(self.actions) if a}
+        return arrays | {"observation": self.observation}, {
+            "episode": self.episode.tolist(),
+            "finished": self.finished,
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], announce: Callable) -> None:
+        """Repeat the episodes that were under way."""
+        self.episode = np.array(progress["episode"], np.int64)
+        self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
+        for run in range(len(self.seeds)):
+            self.observation[run] = self.reset(run)
+            for action in arrays.get(f"episode_actions.{run}", ()):
+                result = self.environments[run].step(action)
+                self.observation[run] = result.next_observation
+                self.actions[run].append(action)
+                self.returns[run] += result.reward
+                self.solved[run] |= result.success
+            if not np.array_equal(self.observation[run], arrays["observation"][run]):
+                announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
+                self.episode[run] += 1
+                self.observation[run] = self.reset(run)

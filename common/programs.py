@@ -1,0 +1,160 @@
+"""The jitted programs of a command and the axis of runs they are mapped over.
+
+What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with a field `config` and
+
+    create(config, key, example) -> agent       fresh, for transitions shaped like one unbatched `example`
+    sample(key, experience, prior) -> batches    the minibatches of one update
+    update(batches, key) -> agent, metrics       all gradient steps of one environment step
+    explore(observation, key) -> action          while collecting
+    act(observation) -> action                   while evaluating
+
+all pure and written for one run. Its Config offers `start_training`, `pretrain_steps`, `uses_prior_data` and `problem()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from common.errors import Refused
+from common.replay import Batch, Replay
+
+Metrics = dict[str, jax.Array]
+
+INITIALISE, LEARN, PRETRAIN, EXPLORE = range(4)
+"""What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
+
+
+def run_key(seed: jax.Array, purpose: int, step: jax.Array | int = 0) -> jax.Array:
+    """The key of one use of randomness at one step of one run."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+class Learner(struct.PyTreeNode):
+    """What training changes, on the device; every array has the runs as its leading axis."""
+
+    agent: Any
+    experience: Replay
+
+
+class Programs:
+    """The jitted programs of one command; each compiles once.
+
+    A run is a slice along the leading axis. `width` runs are computed at once on each device (vmap) and the chunks
+    follow one another (`lax.map`); with several devices the axis is sharded over a mesh first. Width 1 computes a run
+    exactly as it is computed alone. On a CPU that is also the fastest way, since the working set of one run stays in
+    the cache (benchmarks/throughput.py); an accelerator takes all at once.
+    """
+
+    def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
+        available = jax.devices()
+        count = devices or max(n for n in range(1, min(len(available), runs) + 1) if runs % n == 0)
+        if count > len(available) or runs % count:
+            raise Refused(f"--devices {count}: {len(available)} present, and {runs} runs must divide evenly over them")
+        self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
+        self.width = width or (1 if jax.default_backend() == "cpu" else runs // count)
+        self.start_training = config.start_training
+
+        def create(config: Any, seed: jax.Array, example: Batch) -> Any:
+            return agent_class.create(config, run_key(seed, INITIALISE), example)
+
+        def insert(learner: Learner, transition: Batch) -> Learner:
+            return learner.replace(experience=jax.vmap(Replay.insert)(learner.experience, transition))
+
+        def collect(
+            learner: Learner, seeds: jax.Array, step: jax.Array, transition: Batch, observation: jax.Array
+        ) -> tuple[Learner, jax.Array]:
+            """Insert a transition; the next action is random until training starts."""
+
+            def explore(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
+                key = run_key(seed, EXPLORE, step)
+                shape = transition.action.shape[1:]
+                uniform = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+                return jnp.where(step < self.start_training, uniform, agent.explore(observation, key))
+
+            learner = insert(learner, transition)
+            return learner, self.over_runs(explore)(learner.agent, seeds, observation)
+
+        def learn(
+            learner: Learner,
+            seeds: jax.Array,
+            step: jax.Array,
+            transition: Batch,
+            observation: jax.Array,
+            prior: Batch | None,
+        ) -> tuple[Learner, jax.Array, Metrics]:
+            """Insert a transition, update on fresh minibatches, and choose the next action."""
+
+            def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
+                _, key = jax.random.split(run_key(seed, LEARN, step))
+                agent, metrics = agent.update(batches, key)
+                return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
+
+            def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
+                key, _ = jax.random.split(run_key(seed, LEARN, step))
+                return agent.sample(key, experience, prior)
+
+            learner = insert(learner, transition)
+            # Outside the map over runs, which would copy every run's whole buffer.
+            batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
+            agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
+            return learner.replace(agent=agent), action, metrics
+
+        def pretrain(agents: Any, seeds: jax.Array, first: jax.Array, steps: int, prior: Batch) -> tuple[Any, Metrics]:
+            """`steps` updates on prior data alone."""
+
+            def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
+                def update(agent: Any, step: jax.Array) -> tuple[Any, Metrics]:
+                    sample_key, update_key = jax.random.split(run_key(seed, PRETRAIN, step))
+                    return agent.update(agent.sample(sample_key, None, prior), update_key)
+
+                agent, metrics = jax.lax.scan(update, agent, first + jnp.arange(steps))
+                return agent, jax.tree.map(jnp.mean, metrics)
+
+            return self.over_runs(one_run)(agents, seeds)
+
+        def act(agents: Any, observations: jax.Array) -> jax.Array:
+            return self.over_runs(lambda agent, x: agent.act(x))(agents, observations)
+
+        run, same = PartitionSpec("runs"), PartitionSpec()
+
+        def sharded(function: Callable, inputs: tuple, outputs: Any) -> Callable:
+            return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+        self.create = jax.jit(sharded(self.over_runs(create), (run, run, run), run))
+        self.collect = jax.jit(sharded(collect, (run, run, same, run, run), (run, run)), donate_argnums=0)
+        self.learn = jax.jit(sharded(learn, (run, run, same, run, run, same), (run, run, run)), donate_argnums=0)
+        self.act = jax.jit(sharded(act, (run, run), run))
+        self.pretrain = jax.jit(
+            lambda agents, seeds, first, steps, prior: sharded(
+                lambda a, s, f, p: pretrain(a, s, f, steps, p), (run, run, same, same), (run, run)
+            )(agents, seeds, first, prior),
+            static_argnums=3,
+            donate_argnums=0,
+        )
+
+    def over_runs(self, function: Callable) -> Callable:
+        """`function` of one run, made a function of the runs on one device."""
+
+        def isolated(arguments: tuple) -> Any:
+            # Nothing fuses across the borders of a run, so that it rounds the same whatever surrounds it.
+            return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
+
+        def mapped(*arguments: Any) -> Any:
+            runs = jax.tree.leaves(arguments)[0].shape[0]
+            if self.width == 1:
+                return jax.lax.map(isolated, arguments)
+            if self.width >= runs:
+                return jax.vmap(function)(*arguments)
+            return jax.lax.map(lambda x: function(*x), arguments, batch_size=self.width)
+
+        return mapped
+
+    def place(self, tree: Any, shared: bool = False) -> Any:
+        """Host arrays put on the devices: along the axis of runs, or the same on each."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec() if shared else PartitionSpec("runs")))

@@ -1,0 +1,386 @@
+"""Environments: shapes, the two forms of the mazes, goals, horizons, and episodes as functions of (seed, actions)."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+
+from common import environments, tasks
+from common.datasets import Dataset
+from common.errors import Refused
+
+
+def actions_for(environment, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, environment.action_size)).astype(np.float32)
+
+
+def dataset_of(observation, action_size):
+    count = len(observation)
+    flags = np.zeros(count, bool)
+    observation = np.asarray(observation, np.float32)
+    action = np.zeros((count, action_size), np.float32)
+    return Dataset(observation, action, np.zeros(count, np.float32), flags, flags, observation, flags, "test:data")
+
+
+def maze_dataset(positions, width):
+    observation = np.zeros((len(positions), width))
+    observation[:, :2] = positions
+    return dataset_of(observation, 8 if width > 6 else 2)
+
+
+@pytest.fixture
+def make():
+    """`environments.make` by name, closed afterwards; a width asks for the form of such data."""
+    opened = []
+
+    def make(name, width=None):
+        opened.append(environments.open_form(tasks.find(name), width))
+        return opened[-1]
+
+    yield make
+    for environment in opened:
+        environment.close()
+
+
+SIZES = {
+    "pointmaze-umaze": (4, 2, 300),
+    "pointmaze-medium": (4, 2, 600),
+    "pointmaze-large": (4, 2, 800),
+    "antmaze-umaze": (29, 8, 700),
+    "antmaze-large-diverse": (29, 8, 1000),
+    "pen-binary": (45, 24, 100),
+    "door-binary": (39, 28, 200),
+    "hammer-human": (46, 26, 200),
+    "relocate-expert": (39, 30, 200),
+    "hopper-medium": (11, 3, 1000),
+    "halfcheetah-random": (17, 6, 1000),
+    "walker2d-expert": (17, 6, 1000),
+    "Hopper-v5": (11, 3, 1000),
+    "Pendulum-v1": (3, 1, 200),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_and_types(make, name):
+    environment = make(name)
+    assert (environment.observation_size, environment.action_size, environment.horizon) == SIZES[name]
+    observation = environment.reset(seed=0)
+    step = environment.step(actions_for(environment, 1)[0])
+    for array in (observation, step.next_observation):
+        assert array.dtype == np.float32
+        assert array.shape == (environment.observation_size,)
+    assert [type(value) for value in step[1:]] == [float, bool, bool, bool]
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("pointmaze-medium", 4),
+        ("pointmaze-medium", 6),
+        ("antmaze-medium-play", 29),
+        ("antmaze-medium-play", 31),
+        ("pen-binary", None),
+        ("door-binary", None),
+        ("hammer-binary", None),
+        ("relocate-binary", None),
+        ("hopper-medium", None),
+        ("halfcheetah-medium", None),
+        ("walker2d-medium", None),
+        ("Ant-v5", None),
+    ],
+)
+def test_replaying_the_actions_restores_the_state_bitwise(make, name, width):
+    """In a fresh environment, whatever the first one played before: what a resumed run relies on."""
+    interrupted, resumed = make(name, width), make(name, width)
+    actions = actions_for(interrupted, 60)
+    for seed in (3, 4):  # an episode of another seed comes before
+        expected = [interrupted.reset(seed)]
+        flown = [interrupted.step(action) for action in actions]
+    expected += [step.next_observation for step in flown]
+    np.testing.assert_array_equal(resumed.replay(4, actions[:25]), expected[25])
+    for action, before in zip(actions[25:], flown[25:], strict=True):
+        step = resumed.step(action)
+        np.testing.assert_array_equal(step.next_observation, before.next_observation)
+        assert step[1:] == before[1:]
+
+
+def test_other_seeds_are_other_episodes(make):
+    environment = make("pointmaze-large")
+    assert not np.array_equal(environment.reset(0), environment.reset(1))
+
+
+def test_dictionaries_are_flattened_by_one_rule(make):
+    for environment, keys in (
+        (make("pointmaze-large", 6), ("observation", "desired_goal")),
+        (make("pointmaze-large", 4), ("observation",)),
+        (make("antmaze-umaze", 31), ("achieved_goal", "observation", "desired_goal")),
+        (make("antmaze-umaze", 29), ("achieved_goal", "observation")),
+    ):
+        raw, _ = environment.raw.reset(seed=7)
+        expected = np.concatenate([raw[key] for key in keys]).astype(np.float32)
+        np.testing.assert_array_equal(environment.reset(7), expected)
+
+
+def test_actions_are_rescaled_to_the_environments_bounds(make):
+    environment = make("Pendulum-v1")
+    bare = gymnasium.make("Pendulum-v1")
+    bare.reset(seed=0)
+    environment.reset(0)
+    for action in (-1.0, 0.25, 1.0):
+        expected, reward, *_ = bare.step(np.array([2 * action], np.float32))
+        step = environment.step(np.array([action], np.float32))
+        np.testing.assert_allclose(step.next_observation, expected, rtol=1e-6)
+        assert step.reward == pytest.approx(reward)
+    np.testing.assert_allclose(environment.unscaled(np.array([-2.0, 1.0])), [-1.0, 0.5])
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Taxi-v4"])
+def test_spaces_that_are_not_vectors_are_refused(name):
+    with pytest.raises(Refused, match=r"only (bounded )?vectors"):
+        environments.make(tasks.find(name))
+
+
+def test_an_environment_that_cannot_be_made_is_refused_in_one_line():
+    gymnasium.register("Broken-v0", entry_point="nowhere_at_all:Broken")
+    try:
+        with pytest.raises(Refused, match="Broken-v0 cannot be made") as refused:
+            environments.make(tasks.find("Broken-v0"))
+        assert "\n" not in str(refused.value)
+    finally:
+        del gymnasium.registry["Broken-v0"]
+
+
+# ----------------------------------------------------------------------------- goals
+
+
+def place_point(environment, position):
+    point = environment.raw.unwrapped.point_env
+    point.set_state(np.asarray(position, float), np.zeros(2))
+
+
+def place_ant(environment, position):
+    ant = environment.raw.unwrapped.ant_env
+    state = ant.data.qpos.copy()
+    state[:2] = position
+    ant.set_state(state, np.zeros_like(ant.data.qvel))
+
+
+# Cells (1, 1), (6, 6) and (7, 9), D4RL's maze2d.
+POINT_GOALS = {"pointmaze-umaze": (-1, 1), "pointmaze-medium": (2.5, -2.5), "pointmaze-large": (3.5, -3)}
+
+
+@pytest.mark.parametrize("name", POINT_GOALS)
+def test_pointmaze_without_the_goal_has_one_goal_and_starts_anywhere(make, name):
+    environment, goal = make(name, 4), np.array(POINT_GOALS[name])
+    still = np.zeros(2, np.float32)
+    layout = environment.raw.unwrapped.maze.maze_map
+    free = sum(cell != 1 for row in layout for cell in row)
+    starts = np.array([environment.reset(seed) for seed in range(40 * free)])
+    np.testing.assert_array_equal(starts[:, 2:], 0)
+    assert not environment.inside_walls(starts).any()
+    assert not environment.reached(starts, starts).any()
+    # Every free cell but the goal's.
+    assert len(np.unique(np.floor(starts[:, :2] + [len(layout[0]) / 2, len(layout) / 2]), axis=0)) == free - 1
+    # The simulator's own goal varies with the seed and has a radius of 0.45; D4RL's does not, and has 0.5.
+    for seed in range(8):
+        environment.reset(seed)
+        step = environment.step(still)
+        assert (step.reward, step.terminated, step.truncated, step.success) == (0.0, False, False, False)
+        direction = np.array([np.cos(seed), np.sin(seed)])
+        place_point(environment, goal + 0.52 * direction)
+        assert not environment.step(still).success
+        place_point(environment, goal + 0.48 * direction)
+        step = environment.step(still)
+        assert (step.reward, step.terminated, step.truncated, step.success) == (1.0, True, False, True)
+
+
+def test_pointmaze_with_the_goal_has_it_anywhere(make):
+    environment = make("pointmaze-large", 6)
+    still = np.zeros(2, np.float32)
+    first = np.array([environment.reset(seed) for seed in range(200)])
+    for positions in (first[:, :2], first[:, 4:]):
+        assert len(np.unique(np.floor(positions + [6, 4.5]), axis=0)) > 40  # of 46 free cells
+        assert not environment.inside_walls(positions).any()
+    for seed in range(8):
+        goal = environment.reset(seed)[4:]
+        step = environment.step(still)
+        assert (step.reward, step.terminated, step.truncated, step.success) == (0.0, False, False, False)
+        direction = np.array([np.cos(seed), np.sin(seed)])
+        place_point(environment, goal + 0.48 * direction)
+        assert not environment.step(still).success
+        place_point(environment, goal + 0.42 * direction)
+        step = environment.step(still)
+        assert (step.reward, step.terminated, step.truncated, step.success) == (1.0, True, False, True)
+
+
+def test_a_time_limit_truncates_and_does_not_terminate(make):
+    environment = make("pointmaze-umaze")
+    environment.reset(0)
+    steps = [environment.step(np.zeros(2, np.float32)) for _ in range(300)]
+    assert not any(step.terminated or step.truncated for step in steps[:-1])
+    assert steps[-1].truncated
+    assert not steps[-1].terminated
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_success_at_the_time_limit_is_a_termination(make, width):
+    environment = make("pointmaze-umaze", width)
+    first = environment.reset(0)
+    goal = first[4:] if width == 6 else POINT_GOALS["pointmaze-umaze"]
+    for _ in range(299):
+        environment.step(np.zeros(2, np.float32))
+    place_point(environment, goal)
+    step = environment.step(np.zeros(2, np.float32))
+    assert (step.terminated, step.truncated) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "goal"),
+    [
+        # Cells (3, 1) -> (1, 1); the mirrored map of Farama's script starts at (3, 3), x = +4.
+        ("antmaze-umaze-diverse", (-4, -4), (-4, 4)),
+        ("antmaze-medium-play", (-10, 10), (10, -10)),
+        ("antmaze-large-diverse", (-18, 12), (14, -12)),
+    ],
+)
+def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, start, goal):
+    environment = make(name, 29)
+    still = np.zeros(8, np.float32)
+    for seed in range(3):
+        np.testing.assert_allclose(environment.reset(seed)[:2], start, atol=1e-6)
+        assert not environment.step(still).success
+        place_ant(environment, (goal[0] - 0.55, goal[1]))
+        assert not environment.step(still).success
+        # D4RL's radius of 0.5, where gymnasium-robotics has 0.45.
+        place_ant(environment, (goal[0] - 0.48, goal[1]))
+        step = environment.step(still)
+        assert (step.reward, step.terminated, step.success) == (1.0, True, True)
+
+
+def test_antmaze_with_the_goal_varies_it_around_the_same_cells(make):
+    environment = make("antmaze-large-play", 31)
+    first = np.array([environment.reset(seed) for seed in range(20)])
+    starts, goals = first[:, :2], first[:, -2:]
+    assert np.ptp(starts, axis=0).min() > 0.5
+    assert np.ptp(goals, axis=0).min() > 0.5
+    assert np.abs(starts - (-18, 12)).max() <= 1.0
+    assert np.abs(goals - (14, -12)).max() <= 1.0
+    place_ant(environment, goals[-1] - (0.48, 0))
+    assert not environment.step(np.zeros(8, np.float32)).success
+    place_ant(environment, goals[-1] - (0.4, 0))
+    step = environment.step(np.zeros(8, np.float32))
+    assert (step.reward, step.terminated, step.success) == (1.0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "widths", "other"),
+    [("antmaze-umaze", (-4, -4), (29, 31), 107), ("pointmaze-umaze", (-1, -1), (4, 6), 5)],
+)
+def test_the_form_of_a_maze_follows_the_data(make, name, start, widths, other):
+    task = tasks.find(name)
+    assert make(name).observation_size == widths[0]
+    for width in widths:
+        environment = environments.make(task, maze_dataset([start], width))
+        assert environment.observation_size == width
+        assert environment.reset(0).shape == (width,)
+        environment.close()
+    with pytest.raises(Refused, match=rf"{other} numbers per observation.* has {widths[0]} or {widths[1]};"):
+        environments.make(task, maze_dataset([start], other))
+
+
+# The U of the data in cells: free along the bottom, up the right side, back along the top.
+U_PATH = np.array([(-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1)])
+
+
+@pytest.mark.parametrize(("name", "width"), [("antmaze", 29), ("antmaze", 31), ("pointmaze", 4), ("pointmaze", 6)])
+def test_data_of_another_maze_or_frame_are_refused(name, width):
+    task = tasks.find(f"{name}-umaze")
+    cell = 4 if name == "antmaze" else 1
+    environments.make(task, maze_dataset(cell * U_PATH, width)).close()
+    x, y = U_PATH.T
+    mirrored = np.stack([-x, y], axis=1)
+    from_start = U_PATH + 1  # the origin of D4RL's AntMaze files
+    from_corner = np.stack([2 - y, x + 2], axis=1)  # D4RL's maze2d: row and column
+    for positions in (cell * mirrored, cell * from_start, cell * from_corner, [(1000, 0)]):
+        with pytest.raises(Refused, match="another maze, a mirrored one or another frame") as refused:
+            environments.make(task, maze_dataset(positions, width))
+        assert "\n" not in str(refused.value)
+
+
+def test_data_with_other_sizes_are_refused():
+    task = tasks.find("door-binary")
+    with pytest.raises(Refused, match=r"46 numbers per observation.*39"):
+        environments.make(task, dataset_of(np.zeros((2, 46)), 28))
+    with pytest.raises(Refused, match=r"26 numbers per action.*28"):
+        environments.make(task, dataset_of(np.zeros((2, 39)), 26))
+
+
+# ----------------------------------------------------------------------------- Adroit
+
+
+def test_binary_adroit_is_minus_one_until_solved_and_never_terminates(make):
+    environment = make("door-binary")
+    environment.reset(0)
+    still = np.zeros(28, np.float32)
+    step = environment.step(still)
+    assert (step.reward, step.terminated, step.success) == (-1.0, False, False)
+    simulation = environment.raw.unwrapped
+    position = simulation.data.qpos.copy()
+    position[simulation.door_hinge_addrs] = 1.45
+    simulation.set_state(position, simulation.data.qvel)
+    step = environment.step(still)
+    assert (step.reward, step.terminated, step.success) == (0.0, False, True)
+    steps = [environment.step(still) for _ in range(198)]
+    assert (steps[-1].truncated, steps[-1].terminated) == (True, False)
+
+
+def test_dense_adroit_keeps_its_reward_and_reports_success(make):
+    environment, bare = make("relocate-human"), gymnasium.make("AdroitHandRelocate-v1")
+    environment.reset(5)
+    bare.reset(seed=5)
+    action = actions_for(environment, 1)[0]
+    assert environment.step(action).reward == pytest.approx(float(bare.step(action)[1]))
+
+
+def test_the_pen_is_played_for_100_steps(make):
+    """D4RL's reference scores and RLPD's binary task are defined at 100; gymnasium-robotics' limit is 200."""
+    environment = make("pen-human")
+    environment.reset(0)
+    steps = [environment.step(np.zeros(24, np.float32)) for _ in range(100)]
+    assert [step.truncated for step in steps] == [False] * 99 + [True]
+
+
+# ----------------------------------------------------------------------------- locomotion
+
+
+def test_the_table_plays_v4_because_v5_is_another_task(make):
+    """-v4 rewards being healthy on the last step as D4RL's -v2 did; -v5 does not."""
+    old, new = make("hopper-medium"), make("Hopper-v5")
+    actions = actions_for(old, 200)
+    np.testing.assert_array_equal(old.reset(0), new.reset(0))
+    for action in actions:
+        before, after = old.step(action), new.step(action)
+        np.testing.assert_array_equal(before.next_observation, after.next_observation)
+        assert before.terminated == after.terminated
+        assert before.reward == pytest.approx(after.reward + before.terminated)
+        if before.terminated:
+            break
+    assert before.terminated
+    assert not before.truncated
+
+
+# ----------------------------------------------------------------------------- manners
+
+
+@pytest.mark.parametrize("name", ["antmaze-umaze", "pointmaze-umaze", "halfcheetah-medium"])
+def test_making_an_environment_leaves_nothing_behind(name, tmp_path, monkeypatch, capfd):
+    """No notices, no log in the working directory, no model in the temporary folder."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        environments.make(tasks.find(name)).close()
+    assert [path.name for path in tmp_path.rglob("*")] == ["work"]
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,257 @@
+"""Data made on the spot: deterministic, whole or not there, and what a planner would do."""
+
+import json
+import os
+import resource
+import time
+
+import minari
+import numpy as np
+import pytest
+from minari.dataset._storages.hdf5_storage import HDF5Storage
+
+from common import datasets, environments, recipes, tasks
+from common.errors import Refused
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def load(name, task):
+    return datasets.load(tasks.find(task), f"minari:{name}")
+
+
+def recorded(name):
+    """The source episodes as Minari gives them, not yet transitions of the task."""
+    return list(minari.load_dataset(name).iterate_episodes())
+
+
+def left_behind(folder):
+    """What a reader could take for data, and what an interrupted writer forgot."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "namespace_metadata.json"]
+
+
+def test_names_are_those_of_the_task_table():
+    assert recipes.names() == ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
+    for name in recipes.names():
+        assert tasks.find(name).default_dataset == f"recipe:{name}"
+
+
+def test_the_id_says_what_is_not_the_default():
+    assert recipes.dataset_id("pointmaze-large") == "headstart/pointmaze-large-v0"
+    assert recipes.dataset_id("pointmaze-large", 500, 3) == "headstart/pointmaze-large-size500-seed3-v0"
+
+
+@pytest.mark.parametrize("task", recipes.names())
+def test_the_planner_reaches_its_goals(task, monkeypatch):
+    # The data do not tell the planner's goals: listen where the planner hears of them.
+    told, reset = [], environments.Environment.reset
+
+    def listen(environment, seed):
+        observation = reset(environment, seed)
+        told.append(observation)
+        return observation
+
+    monkeypatch.setattr(environments.Environment, "reset", listen)
+    episodes = recorded(recipes.make(task, size=4000))
+    assert len(episodes) == len(told) >= 8
+    assert sum(len(episode) for episode in episodes) == 4000
+    for number, (episode, first) in enumerate(zip(episodes, told, strict=True)):
+        length = len(episode)
+        assert episode.observations.shape == (length + 1, 4)
+        np.testing.assert_array_equal(episode.observations[0], first[:4])
+        distance = np.linalg.norm(episode.observations[:, :2] - first[4:], axis=1)
+        # Over the first time it is there; only the last one is cut before, at the size asked for.
+        assert (distance[:-1] > 0.45).all()
+        if number < len(episodes) - 1:
+            assert distance[-1] <= 0.45
+            assert length < tasks.find(task).horizon
+        # The planner's goal is not the task's: it truncates.
+        assert not episode.terminations.any()
+        assert np.flatnonzero(episode.truncations).tolist() == [length - 1]
+    # Starts and goals are anywhere: another one each time, in many cells; the U has seven.
+    first = np.array(told)
+    for positions in (first[:, :2], first[:, 4:]):
+        assert len(np.unique(positions, axis=0)) == len(told)
+        assert len(np.unique(np.floor(positions + (0.5 if "umaze" in task else 0)), axis=0)) >= 7
+    # Noise on the actions, inside the bounds.
+    actions = np.concatenate([episode.actions for episode in episodes])
+    assert np.abs(actions).max() <= 1
+    assert actions.std() > 0.4
+
+
+GOALS = {"pointmaze-umaze": (-1, 1), "pointmaze-medium": (2.5, -2.5), "pointmaze-large": (3.5, -3)}
+
+
+@pytest.mark.parametrize("task", recipes.names())
+def test_the_data_are_relabelled_with_the_tasks_one_goal(task):
+    """Reward 1 and the end within 0.5 m of it, whatever goal the planner had; nothing rests there."""
+    name = recipes.make(task, size=4000)
+    data, episodes = load(name, task), recorded(name)
+    assert data.observation.shape[1] == 4
+    before = np.concatenate([episode.observations[:-1] for episode in episodes])
+    after = np.concatenate([episode.observations[1:] for episode in episodes])
+    there, arrives = (np.linalg.norm(positions[:, :2] - GOALS[task], axis=1) <= 0.5 for positions in (before, after))
+    np.testing.assert_array_equal(np.concatenate([episode.rewards for episode in episodes]), arrives)
+    ends = np.cumsum([len(episode) for episode in episodes])
+    keep = ~there | np.isin(np.arange(len(before)), [0, *ends[:-1]])
+    assert data.metadata["rows"] == 4000
+    assert data.metadata["dropped_at_goal"] == np.sum(~keep) > 0
+    np.testing.assert_array_equal(data.observation, before[keep])
+    np.testing.assert_array_equal(data.next_observation, after[keep])
+    assert 0 < arrives[keep].sum() < len(data) / 10
+    for column in (data.reward, data.terminated, data.success):
+        np.testing.assert_array_equal(column, arrives[keep])
+    # Everything else that ends a piece is a truncation: the planner's own goal, the end of the data.
+    last = np.isin(np.arange(len(before)), ends - 1)[keep]
+    gap = np.append(np.diff(np.flatnonzero(keep)) > 1, True)
+    np.testing.assert_array_equal(data.truncated, (last | gap) & ~data.terminated)
+    batch = data.batch(tasks.find(task))
+    np.testing.assert_array_equal(batch.reward, np.where(arrives[keep], 0.0, -1.0))
+    np.testing.assert_array_equal(batch.mask, ~arrives[keep])
+
+
+def test_the_data_are_what_the_environment_does():
+    """Repeating a piece's actions from its first state gives its observations, rewards and end."""
+    data = load(recipes.make("pointmaze-umaze", size=2000), "pointmaze-umaze")
+    environment = environments.make(tasks.find("pointmaze-umaze"), data)
+    assert environment.observation_size == 4
+    pieces = list(zip(data.starts, [*data.starts[1:], len(data)], strict=True))
+    longest_success = max(
+        (piece for piece in pieces if data.terminated[piece[1] - 1]), key=lambda piece: piece[1] - piece[0]
+    )
+    assert longest_success[1] - longest_success[0] > 10
+    for start, end in (pieces[0], longest_success):
+        environment.reset(0)
+        state = data.observation[start].astype(np.float64)
+        environment.raw.unwrapped.point_env.set_state(state[:2], state[2:])
+        for row in range(start, end):
+            step = environment.step(data.action[row])
+            np.testing.assert_allclose(step.next_observation, data.next_observation[row], atol=1e-4)
+            assert (step.reward, step.terminated) == (data.reward[row], data.terminated[row])
+    assert step.success
+    environment.close()
+
+
+def test_the_same_seed_gives_the_same_data(folder, monkeypatch, tmp_path):
+    first = load(recipes.make("pointmaze-umaze", size=300), "pointmaze-umaze").fingerprint
+    other = load(recipes.make("pointmaze-umaze", size=300, seed=1), "pointmaze-umaze").fingerprint
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
+    again = load(recipes.make("pointmaze-umaze", size=300), "pointmaze-umaze").fingerprint
+    assert first == again
+    assert first != other
+
+
+def test_existing_data_are_used_again(folder):
+    name = recipes.make("pointmaze-umaze", size=100)
+    file = folder / name / "data/main_data.hdf5"
+    before = file.stat().st_mtime_ns
+    assert recipes.make("pointmaze-umaze", size=100, progress=lambda *_: pytest.fail("made again")) == name
+    assert file.stat().st_mtime_ns == before
+
+
+def test_other_data_under_the_name_are_neither_used_nor_touched(folder):
+    name = recipes.make("pointmaze-umaze", size=100)
+    file = folder / name / "data/metadata.json"
+    told = json.loads(file.read_text())
+    told["recipe"]["noise"] = 0.1
+    file.write_text(json.dumps(told))
+    with pytest.raises(Refused, match="holds other data"):
+        recipes.make("pointmaze-umaze", size=100)
+    assert json.loads(file.read_text()) == told
+
+
+def test_the_source_recipe_makes_and_loads(monkeypatch):
+    monkeypatch.setattr(recipes, "_SIZE", 250)
+    data = datasets.load(tasks.find("pointmaze-medium"))
+    assert data.metadata["rows"] == len(data) + data.metadata["dropped_at_goal"] == 250
+    assert data.source == "recipe:pointmaze-medium"
+    assert data.metadata["recipe"]["size"] == 250
+
+
+def test_anyone_can_read_it_with_minari():
+    name = recipes.make("pointmaze-umaze", size=200)
+    data = minari.load_dataset(name)
+    assert data.total_steps == 200
+    assert data.storage.metadata["ref_min_score"] == 0.0
+    assert data.storage.metadata["ref_max_score"] == 1.0
+    assert name in minari.list_local_datasets()
+    environment = data.recover_environment()
+    assert environment.spec.id == "PointMaze_UMaze-v3"
+    assert data.observation_space.shape == (4,)
+    assert data[0].observations.shape == (len(data[0]) + 1, 4)
+    np.testing.assert_array_equal(environment.unwrapped.maze.unique_goal_locations, [GOALS["pointmaze-umaze"]])
+    environment.close()
+
+
+def test_progress_is_told():
+    told = []
+    recipes.make("pointmaze-umaze", size=300, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (300, 300)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_nothing(folder, monkeypatch, error):
+    def fail(storage, episodes):
+        storage.data_path.joinpath("main_data.hdf5").write_bytes(b"half of it")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HDF5Storage, "update_episodes", fail)
+        expected = Refused if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(expected) as raised:
+            recipes.make("pointmaze-umaze", size=100)
+    if expected is Refused:
+        assert "No space left on device" in str(raised.value)
+        assert "MINARI_DATASETS_PATH" in str(raised.value)
+    assert not left_behind(folder)
+    assert len(load(recipes.make("pointmaze-umaze", size=100), "pointmaze-umaze")) == 100
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(folder):
+    """But not what another process may be writing now, nor what is not ours."""
+    now = time.time()
+    for name, age in ((".recipe-killed", 90_000), (".recipe-busy", 80_000), (".download-old", 90_000)):
+        (folder / name / "dataset").mkdir(parents=True)
+        (folder / name / "dataset/data").write_text("half of it")
+        os.utime(folder / name, (now - age, now - age))
+    recipes.make("pointmaze-umaze", size=100)
+    assert sorted(path.name for path in folder.iterdir()) == [".download-old", ".recipe-busy", "headstart"]
+
+
+def test_a_full_disk_is_refused_and_leaves_nothing(folder):
+    """For real: the system refuses to let any file grow beyond 20 kB, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(Refused, match="while writing its data") as refused:
+            recipes.make("pointmaze-umaze", size=2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(refused.value)
+    assert not left_behind(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file"))
+    with pytest.raises(Refused, match="MINARI_DATASETS_PATH"):
+        recipes.make("pointmaze-umaze", size=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"name": "pointmaze-huge"}, "unknown recipe 'pointmaze-huge': the recipes are pointmaze-umaze"),
+        ({"name": "pointmaze-umaze", "size": 0}, "size must be positive"),
+        ({"name": "pointmaze-umaze", "seed": -1}, "seed not negative"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, told):
+    with pytest.raises(Refused) as refused:
+        recipes.make(**arguments)
+    assert told in str(refused.value)

@@ -1,0 +1,139 @@
+"""The table of tasks: names, scores, reward transforms, horizons."""
+
+import csv
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from common import tasks
+from common.errors import Refused
+
+REFERENCE_SCORES = Path(__file__).parents[2] / "shared/reference/scores/d4rl_reference_scores.csv"
+
+
+def test_table_is_complete():
+    expected = {f"pointmaze-{maze}" for maze in ("umaze", "medium", "large")}
+    mazes = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    expected |= {f"antmaze-{maze}" for maze in mazes}
+    hands, variants = ("pen", "door", "hammer", "relocate"), ("binary", "human", "cloned", "expert")
+    expected |= {f"{hand}-{variant}" for hand in hands for variant in variants}
+    bodies, qualities = (
+        ("hopper", "halfcheetah", "walker2d"),
+        ("random", "medium", "medium-replay", "medium-expert", "expert"),
+    )
+    expected |= {f"{body}-{quality}" for body in bodies for quality in qualities}
+    assert set(tasks.names()) == expected
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_entry_is_consistent(name):
+    task = tasks.find(name)
+    spec = gymnasium.registry[task.environment]
+    assert task.name == name
+    # The pen's 100 steps are D4RL's and RLPD's; everything else plays the environment's own limit.
+    assert task.horizon == (100 if name.startswith("pen-") else spec.max_episode_steps)
+    if task.default_dataset is not None:
+        kind, _, source = task.default_dataset.partition(":")
+        assert task.datasets[kind] == source
+
+
+def test_gymnasium_ids_are_tasks_without_prior_data_or_score():
+    task = tasks.find("Hopper-v5")
+    assert (task.family, task.environment, task.horizon) == ("gym", "Hopper-v5", 1000)
+    assert task.default_dataset is None
+    assert not task.datasets
+    assert np.isnan(task.score(1000.0, False))
+    assert np.isnan(task.score(np.ones(3), np.zeros(3))).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("pointmaze-larg", "pointmaze-large"),
+        ("antmaze-large-divers", "antmaze-large-diverse"),
+        ("Door-Binary", "door-binary"),
+        ("hopper", "hopper-medium"),
+        ("Hoper-v5", "Hopper-v5"),
+        ("nonsense", "pointmaze-*"),
+    ],
+)
+def test_unknown_task_is_refused_with_near_matches_in_one_line(wrong, near):
+    with pytest.raises(Refused) as refused:
+        tasks.find(wrong)
+    assert wrong in str(refused.value)
+    assert near in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_goal_tasks_score_the_share_of_successes_not_the_return():
+    """An agent that rests at the goal collects reward again and again: its return is not its success rate."""
+    for name in ("pointmaze-large", "antmaze-umaze"):
+        score = tasks.find(name).score(np.array([250.0, 1.0, 0.0]), np.array([True, True, False]))
+        np.testing.assert_array_equal(score, [100.0, 100.0, 0.0])
+        assert tasks.find(name).score(250.0, 0.25) == 25.0
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("pointmaze-umaze", True),
+        ("antmaze-large-play", True),
+        ("door-binary", True),
+        ("pen-cloned", True),
+        ("hopper-medium", False),
+        ("Pendulum-v1", False),
+    ],
+)
+def test_locomotion_and_gymnasium_ids_have_no_notion_of_success(name, known):
+    assert tasks.find(name).knows_success is known
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("door-binary", 200), ("pen-binary", 100)])
+def test_binary_adroit_scores_the_share_of_solved_steps(name, horizon):
+    task = tasks.find(name)
+    assert task.score(-float(horizon), False) == 0.0
+    assert task.score(-0.25 * horizon, True) == 75.0
+    assert task.score(0.0, True) == 100.0
+
+
+def test_normalised_score_is_d4rls():
+    hopper = tasks.find("hopper-medium-replay")
+    assert hopper.score(-20.272305, False) == pytest.approx(0.0)
+    assert hopper.score(3234.3, False) == pytest.approx(100.0)
+    np.testing.assert_allclose(hopper.score(np.array([1607.0138475, 3234.3]), np.zeros(2)), [50.0, 100.0])
+    # The door demonstrations' mean return, raw and normalised.
+    assert tasks.find("door-human").score(794.0, False) == pytest.approx(28.96, abs=0.01)
+
+
+def test_frozen_references_equal_d4rls_table():
+    if not REFERENCE_SCORES.exists():
+        pytest.skip("D4RL's table of reference scores is not on this machine")
+    with REFERENCE_SCORES.open() as file:
+        published = {
+            row["dataset"]: (float(row["ref_min_score"]), float(row["ref_max_score"])) for row in csv.DictReader(file)
+        }
+    checked = 0
+    for task in map(tasks.find, tasks.names()):
+        for version in ("v0", "v1", "v2"):
+            if task.family in ("adroit", "locomotion") and f"{task.name}-{version}" in published:
+                assert task.reference == published[f"{task.name}-{version}"]
+                checked += 1
+    assert checked >= 24
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "shift"),
+    [
+        ("pointmaze-umaze", 1, -1),
+        ("antmaze-large-play", 1, -1),
+        ("door-binary", 1, 0),
+        ("pen-expert", 1, 0),
+        ("walker2d-medium", 1, 0),
+        ("Hopper-v5", 1, 0),
+    ],
+)
+def test_reward_transform(name, scale, shift):
+    task = tasks.find(name)
+    assert (task.reward_scale, task.reward_shift) == (scale, shift)

@@ -1,0 +1,279 @@
+"""The loop: runs side by side, the axis over devices, both phases, checkpoints, and the refusals of the command line."""
+
+import csv
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from algorithms.rlpd import PRESETS, RLPD, Config
+from common import recipes, training
+from common.errors import Refused
+from common.runs import Checkpoints
+
+SMALL = """--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60
+ --steps 180 --eval-every 90 --eval-episodes 3 --log-every 30""".split()
+FILE = Path(training.__file__).parents[1] / "algorithms" / "rlpd.py"
+
+
+def serve(*arguments: str | Path) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    status = training.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], console)
+    return status, console.file.getvalue()
+
+
+def table(path: Path, **only) -> list[dict[str, str]]:
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if all(row[k] == str(v) for k, v in only.items())]
+
+
+def without(rows: list[dict[str, str]], *columns: str) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in columns} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Two seeds, on one device each, without interruption."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert serve(*SMALL, "--num-seeds", 2, "--out", out)[0] == 0
+    return out
+
+
+def test_the_run_directory_is_complete(whole):
+    config = json.loads((whole / "config.json").read_text())
+    assert config["config"]["utd"] == 2
+    assert config["versions"]["jax"]
+    assert config["device"]["backend"] == "cpu"
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [f["seed"] for f in summary["final"]] == [0, 1]
+    assert summary["steps_per_second"] > summary["steps_per_second_with_evaluation"] > 0
+    assert (whole / "curve.png").read_bytes().startswith(b"\x89PNG")
+    evaluations = table(whole / "eval.csv")
+    assert list(evaluations[0])[:4] == ["run", "seed", "step", "phase"]
+    assert [(r["run"], r["step"]) for r in evaluations] == [("0", "90"), ("1", "90"), ("0", "180"), ("1", "180")]
+    final = np.mean([float(r["return_mean"]) for r in evaluations if r["step"] == "180"])
+    np.testing.assert_allclose(summary["final_mean"]["return_mean"], final)
+    # The first row of metrics comes with the first update after start_training.
+    assert [r["step"] for r in table(whole / "metrics.csv", run=1)] == ["90", "120", "150", "180"]
+
+
+@pytest.mark.parametrize("arguments", [("--seed", 1), ("--num-seeds", 3, "--devices", 1)])
+def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(whole, tmp_path, arguments):
+    """Seed 1 on its own, and in a group of three on one device, against seed 1 of two sharded over two devices."""
+    serve(*SMALL, *arguments, "--out", tmp_path / "other")
+    for name in ("metrics.csv", "eval.csv"):
+        assert without(table(tmp_path / "other" / name, seed=1), "run") == without(table(whole / name, seed=1), "run")
+
+
+def test_seeds_differ(whole):
+    first, second = (without(table(whole / "metrics.csv", seed=s), "run", "seed") for s in (0, 1))
+    assert all(a["q"] != b["q"] for a, b in zip(first, second, strict=True))
+
+
+def test_runs_computed_at_once_agree_with_runs_one_after_another(tmp_path):
+    short = [*SMALL, "--steps", "62", "--eval-every", "62", "--log-every", "1", "--num-seeds", "2", "--devices", "1"]
+    serve(*short, "--width", 1, "--out", tmp_path / "map")
+    serve(*short, "--width", 2, "--out", tmp_path / "vmap")
+    one, other = (table(tmp_path / name / "metrics.csv") for name in ("map", "vmap"))
+    assert len(one) == 4
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(float(a["critic_loss"]), float(b["critic_loss"]), rtol=1e-3)
+
+
+def test_a_grid_is_its_points(whole, tmp_path):
+    serve(*SMALL, "--grid.discount", 0.9, 0.99, "--grid.learning-rate", 1e-3, 3e-4, "--out", tmp_path / "grid")
+    rows = table(tmp_path / "grid" / "metrics.csv")
+    points = ["learning_rate=0.001, discount=0.9", "learning_rate=0.001, discount=0.99",
+              "learning_rate=0.0003, discount=0.9", "learning_rate=0.0003, discount=0.99"]  # fmt: skip
+    assert [r["point"] for r in rows[:4]] == points
+    assert {r["seed"] for r in rows} == {"0"}
+    # The point with the default values is the run without a grid.
+    assert without([r for r in rows if r["run"] == "3"], "run", "point") == without(
+        table(whole / "metrics.csv", seed=0), "run"
+    )
+    assert len({r["q"] for r in rows if r["step"] == "180"}) == 4
+
+
+def test_every_program_compiles_once(tmp_path, monkeypatch):
+    sessions = []
+    train = training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    serve(*SMALL, "--num-seeds", 2, "--out", tmp_path / "run")
+    programs = sessions[0].programs
+    assert [p._cache_size() for p in (programs.collect, programs.learn, programs.act)] == [1, 1, 1]
+
+
+def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
+    sessions = []
+    train = training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setattr(recipes, "_SIZE", 500)
+    serve("--env", "pointmaze-umaze", "--hidden", 8, "--ensemble", 2,
+          "--utd", 3, "--batch-size", 8, "--pretrain-steps", 5, "--log-every", 2, "--steps", 20, "--start-training", 16,
+          "--eval-every", 20, "--eval-episodes", 1, "--out", tmp_path / "run")  # fmt: skip
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert [(r["phase"], r["step"]) for r in rows] == [
+        ("offline", "2"), ("offline", "4"), ("offline", "5"), ("online", "18"), ("online", "20"),
+    ]  # fmt: skip
+    assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 3 * (5 + 4)
+    assert int(sessions[0].learner.agent.actor.opt_state.count[0]) == 5 + 4
+
+
+class Stop(Exception):
+    """Ends a run in place of a crash."""
+
+
+def crash(arguments: list, at: int, monkeypatch) -> None:
+    """Run until just after the checkpoint of step `at`."""
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *rest):
+        save(self, step, *rest)
+        if step >= at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(Stop):
+            serve(*arguments)
+
+
+@pytest.mark.parametrize("at", [50, 150])
+def test_a_resumed_run_gives_the_same_numbers(whole, tmp_path, monkeypatch, at):
+    """Stopped before and after training started, in the middle of episodes."""
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], at, monkeypatch)
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert f"after step {at}" in said
+    for name in ("metrics.csv", "eval.csv"):
+        assert table(out / name) == table(whole / name)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
+    for path in (out / "checkpoints" / "150").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert "checkpoint 150 is damaged" in said
+    assert "after step 125" in said
+    assert table(out / "metrics.csv") == table(whole / "metrics.csv")
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    values = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    checkpoints.save(1, {"x": values}, {"step": 1})
+    checkpoints.save(2, {"x": values}, {"step": 2})
+    largest = max((p for p in (tmp_path / "2").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    said = []
+    step, arrays, progress = checkpoints.restore(said.append)
+    assert (step, progress["step"]) == (1, 1)
+    np.testing.assert_array_equal(arrays["x"], values)
+    assert "checkpoint 2 is damaged" in said[0]
+
+
+def test_killed_before_the_first_checkpoint_it_starts_again(whole, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(whole / "config.json", out)
+    (out / "metrics.csv").write_text((whole / "metrics.csv").read_text()[:300])  # cut in the middle of a line
+    assert serve("--resume", out)[0] == 0
+    assert table(out / "metrics.csv") == table(whole / "metrics.csv")
+
+
+def test_a_finished_run_is_left_alone(whole):
+    before = (whole / "summary.json").read_bytes()
+    status, said = serve("--resume", whole)
+    assert status == 0
+    assert "finished already" in said
+    assert (whole / "summary.json").read_bytes() == before
+
+
+def test_sigterm_writes_a_checkpoint_and_a_resume_gives_the_same_numbers(whole, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, FILE, *SMALL, "--num-seeds", "2", "--out", out]
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+    while not (out / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    if process.returncode == 0:
+        pytest.skip("the run had finished before the signal arrived")
+    assert process.returncode == 143
+    assert "--resume" in said
+    assert list((out / "checkpoints").iterdir())
+    assert serve("--resume", out)[0] == 0
+    for name in ("metrics.csv", "eval.csv"):
+        assert table(out / name) == table(whole / name)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--env", "antmaze-large-divers"], ["antmaze-large-divers", "antmaze-large-diverse"]),
+        (["--env", "NoSuchTask-v9"], ["NoSuchTask-v9"]),
+        (["--preset", "nonsense"], ["nonsense", "redq"]),
+        (["--grid.hidden", "1", "2"], ["--grid.hidden", "fixed", "discount"]),
+        (["--grid.discout", "0.9"], ["--grid.discout", "--grid.discount"]),
+        (["--offline-ratio", "2"], ["--offline-ratio", "[0, 1]"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--env", "Hopper-v5", "--offline-ratio", "0.5"], ["Hopper-v5", "--dataset"]),
+        (["--dataset", "d4rl:/nowhere.hdf5"], ["/nowhere.hdf5"]),
+        (["--dataset", "nonsense"], ["nonsense", "recipe:"]),
+        (["--resume", "/nowhere"], ["/nowhere", "not a run directory"]),
+        (["--resume", "/nowhere", "--steps", "3"], ["--resume", "--steps"]),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_one_line(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused) as refusal:
+        serve(*arguments)
+    text = str(refusal.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_occupied_or_unwritable_folder_is_refused(whole, tmp_path):
+    with pytest.raises(Refused, match="exists already"):
+        serve(*SMALL, "--out", whole)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="cannot be written"):
+        serve(*SMALL, "--out", tmp_path / "file" / "run")
+
+
+def test_the_command_line_refuses_with_status_2_and_without_a_traceback(tmp_path):
+    for arguments in (["--env", "nonsense"], ["--no-such-flag"]):
+        done = subprocess.run([sys.executable, FILE, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert arguments[-1] in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_documents_every_hyperparameter():
+    done = subprocess.run([sys.executable, FILE, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for words in ("--target-subset", "clipped double Q-learning", "--grid.discount", "--num-seeds", "line 17"):
+        assert words in " ".join(done.stdout.split())
