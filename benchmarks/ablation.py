@@ -33,7 +33,13 @@ VARIANTS = {
     "one update per step": ["--utd", "1"],
 }
 """Variant -> the flags that make it."""
-STYLES = {"RLPD": "-", "without LayerNorm": "--", "without prior data": ":", "SACfD": "-.", "one update per step": (0, (5, 1, 1, 1, 1, 1))}
+STYLES = {
+    "RLPD": "-",
+    "without LayerNorm": "--",
+    "without prior data": ":",
+    "SACfD": "-.",
+    "one update per step": (0, (5, 1, 1, 1, 1, 1)),
+}
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 
@@ -123,9 +129,7 @@ def main(ablation: Ablation) -> None:
     first = configs["RLPD"]
     about = {
         "command": "python -m benchmarks.ablation " + " ".join(sys.argv[1:]),
-        "arguments": {
-            name: [a for a in c["arguments"] if a != str(folders[name])] for name, c in configs.items()
-        },
+        "arguments": {name: [a for a in c["arguments"] if a != str(folders[name])] for name, c in configs.items()},
         "commits": sorted({str(c["commit"]) for c in configs.values()}),
         "versions": first["versions"],
         "device": first["device"],

@@ -566,7 +566,7 @@ def test_minari_pointmaze_has_its_own_goal_in_its_6_numbers():
     space = Dict({key: Box(-np.inf, np.inf, value.shape[1:], np.float32) for key, value in observations.items()})
     write_minari("test/pointmaze-v0", episodes, space, 2)
     data = load("minari:test/pointmaze-v0", "pointmaze-umaze")
-    np.testing.assert_array_equal(data.observation[0], [*path[0], *goals[0]])
+    np.testing.assert_allclose(data.observation[0], [*path[0], *goals[0]])
     # To (1, -0.1): reached after row 2 by (1, 0). To (-1, 1): after row 5 by (-0.9, 1), and again after row 9.
     first = np.flatnonzero((data.observation[:, 4:] == np.float32(goals[0])).all(axis=1))
     assert np.flatnonzero(data.success).tolist() == [2, len(first) + 5, len(data) - 1]

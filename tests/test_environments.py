@@ -159,6 +159,12 @@ def place_point(environment, position):
     point.set_state(np.asarray(position, float), np.zeros(2))
 
 
+def away_from_walls(environment, position):
+    """A direction in which the point has room for half a metre and its own size."""
+    directions = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+    return directions[~environment.inside_walls(position + 0.65 * directions)][0]
+
+
 def place_ant(environment, position):
     ant = environment.raw.unwrapped.ant_env
     state = ant.data.qpos.copy()
@@ -181,13 +187,13 @@ def test_pointmaze_without_the_goal_has_one_goal_and_starts_anywhere(make, name)
     assert not environment.inside_walls(starts).any()
     assert not environment.reached(starts, starts).any()
     # Every free cell but the goal's.
-    assert len(np.unique(np.floor(starts[:, :2] + [len(layout[0]) / 2, len(layout) / 2]), axis=0)) == free - 1
+    assert len(np.unique(np.floor(starts[:, :2] + (len(layout[0]) / 2, len(layout) / 2)), axis=0)) == free - 1
     # The simulator's own goal varies with the seed and has a radius of 0.45; D4RL's does not, and has 0.5.
     for seed in range(8):
         environment.reset(seed)
         step = environment.step(still)
         assert (step.reward, step.terminated, step.truncated, step.success) == (0.0, False, False, False)
-        direction = np.array([np.cos(seed), np.sin(seed)])
+        direction = away_from_walls(environment, goal)
         place_point(environment, goal + 0.52 * direction)
         assert not environment.step(still).success
         place_point(environment, goal + 0.48 * direction)
@@ -200,13 +206,13 @@ def test_pointmaze_with_the_goal_has_it_anywhere(make):
     still = np.zeros(2, np.float32)
     first = np.array([environment.reset(seed) for seed in range(200)])
     for positions in (first[:, :2], first[:, 4:]):
-        assert len(np.unique(np.floor(positions + [6, 4.5]), axis=0)) > 40  # of 46 free cells
+        assert len(np.unique(np.floor(positions + np.array((6, 4.5))), axis=0)) > 40  # of 46 free cells
         assert not environment.inside_walls(positions).any()
     for seed in range(8):
         goal = environment.reset(seed)[4:]
         step = environment.step(still)
         assert (step.reward, step.terminated, step.truncated, step.success) == (0.0, False, False, False)
-        direction = np.array([np.cos(seed), np.sin(seed)])
+        direction = away_from_walls(environment, goal)
         place_point(environment, goal + 0.48 * direction)
         assert not environment.step(still).success
         place_point(environment, goal + 0.42 * direction)

@@ -52,8 +52,8 @@ def dense(x, layer):
 def mlp(x, params):
     for index in range(sum(name.startswith("Dense") for name in params)):
         x = dense(x, params[f"Dense_{index}"])
-        if "LayerNorm_0" in params:
-            norm = params[f"LayerNorm_{index}"]
+        if "LayerNormReLU_0" in params:
+            norm = params[f"LayerNormReLU_{index}"]
             x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
             x = x * np.asarray(norm["scale"], np.float64) + np.asarray(norm["bias"], np.float64)
         x = np.maximum(x, 0)
