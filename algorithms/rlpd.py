@@ -15,9 +15,9 @@ a' and a are sampled from pi; Z is a random subset of the E members, drawn anew 
 term of line 17 is there only with `--backup-entropy`. m is the mask, 0 where an episode terminated.
 
 Differences. Line 21 of the paper has rho and 1 - rho exchanged (Table 1 gives rho = 0.005); this file follows the
-authors' code, as it does where the paper is silent: Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000 uniformly
-random actions first, AdamW on kernels only. The prior rows of a minibatch come first rather than interleaved, which no
-loss can notice; a ratio that does not divide the batch is rounded to whole rows.
+authors' code, as it does where the paper is silent: Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000
+uniformly random actions first, AdamW on kernels only. The prior rows of a minibatch come first rather than interleaved,
+which no loss can notice; a ratio that does not divide the batch is rounded to whole rows.
 
 The ablations of the paper and its relatives are flags or presets of this file: `--no-layer-norm`, `--dropout`,
 `--weight-decay`, `--seeded-buffer`, `--offline-ratio`, `--pretrain-steps`, `--utd`, and
@@ -118,10 +118,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "antmaze": DEEP | {"target_subset": 1, "steps": 300_000, "eval_episodes": 100},
     "adroit-binary": DEEP | {"steps": 1_000_000, "eval_episodes": 100},
     "adroit": DEEP | {"steps": 1_000_000},
-    # Ours: small networks for the small maze; a few CPU cores solve it in about a minute.
+    # Ours: small networks for a small maze that two CPU cores solve within minutes. Paths take some 300 steps: with
+    # -1 per step the value of being one step closer must still stand out at that distance, and from the entropy.
     "pointmaze": {
         "hidden": (128, 128), "ensemble": 5, "target_subset": 1, "backup_entropy": False, "utd": 10,
-        "batch_size": 128, "start_training": 1000, "steps": 20_000, "eval_every": 2000, "eval_episodes": 100,
+        "batch_size": 128, "discount": 0.995, "initial_temperature": 0.1, "start_training": 1000,
+        "steps": 20_000, "eval_every": 2000, "eval_episodes": 100,
     },
     "gym": {"offline_ratio": 0.0, "steps": 250_000},
     # By algorithm, with --preset: laid over the family's.
@@ -162,7 +164,7 @@ class RLPD(struct.PyTreeNode):
         return self.actor(observation).sample(key)
 
     def sample(self, key: jax.Array, experience: Replay | None, prior: Batch | None) -> Batch:
-        """The minibatches of one update, arrays [utd, batch_size, ...]; of prior data alone while experience is None."""
+        """The minibatches of one update, arrays [utd, batch_size, ...]; of prior data alone without experience."""
         c = self.config
         if experience is None:
             return replay.sample(key, prior, prior.reward.shape[0], (c.utd, c.batch_size))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ablation [--env pointmaze-large] [--num-seeds 5] [--jobs 2] [--runs runs/ablation]
 
-Every variant is one command of algorithms/rlpd.py with all its seeds; `--jobs` of them run side by side, each on cores of
-its own. Interrupted, the same command continues: finished variants are kept, half-finished ones resumed. Results go to
-benchmarks/results/rlpd_ablation_TASK.{csv,json,png}.
+Every variant is one command of algorithms/rlpd.py with all its seeds; `--jobs` of them run side by side, each on cores
+of its own. Interrupted, the same command continues: finished variants are kept, half-finished ones resumed. Results go
+to benchmarks/results/rlpd_ablation_TASK.{csv,json,png}.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -35,11 +35,9 @@ class Kill:
     """Runs killed and resumed."""
     seed: int = 0
     """Of the random moments."""
-    arguments: list[str] = field(
-        default_factory=lambda: (
-            "--env Hopper-v5 --preset sac --hidden 64 64 --start-training 500 --steps 4000 --num-seeds 2 "
-            "--eval-every 1000 --eval-episodes 2 --log-every 250 --checkpoint-every 300"
-        ).split()
+    arguments: str = (
+        "--env Hopper-v4 --preset sac --hidden 64 64 --start-training 500 --steps 4000 --num-seeds 2 "
+        "--eval-every 1000 --eval-episodes 2 --log-every 250 --checkpoint-every 300"
     )
     """Arguments of algorithms/rlpd.py."""
 
@@ -58,12 +56,12 @@ def main(kill: Kill) -> None:
         whole = Path(folder) / "whole"
         for out in (Path(folder) / "first", whole):  # the first one fills the cache of compiled programs
             began = time.perf_counter()
-            if start(*kill.arguments, "--out", str(out)).wait():
+            if start(*kill.arguments.split(), "--out", str(out)).wait():
                 raise SystemExit("the undisturbed run failed")
         seconds = time.perf_counter() - began
         for trial in range(kill.trials):
             out = Path(folder) / f"trial{trial}"
-            process = start(*kill.arguments, "--out", str(out))
+            process = start(*kill.arguments.split(), "--out", str(out))
             while not (out / "config.json").exists():
                 time.sleep(0.001)
             share = moments.random()

@@ -70,7 +70,8 @@ class Collector:
         rows = []
         for finished in self.finished:
             returns, solved = zip(*finished, strict=True) if finished else ((np.nan,), (np.nan,))
-            rows.append({"episode_return": float(np.mean(returns)), "episode_success": 100 * float(np.mean(solved))})
+            success = 100 * float(np.mean(solved)) if self.task.knows_success else np.nan
+            rows.append({"episode_return": float(np.mean(returns)), "episode_success": success})
             finished.clear()
         return rows
 

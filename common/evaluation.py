@@ -32,13 +32,13 @@ class Outcome:
     """Environment steps."""
 
     def row(self, task: Task) -> dict[str, float]:
-        """The columns of eval.csv: score and success in percent."""
+        """The columns of eval.csv: score and success in percent, nan where the task has none."""
         return {
             "episodes": len(self.returns),
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "score": float(np.mean(task.score(self.returns, self.success))),
-            "success": 100 * float(self.success.mean()),
+            "success": 100 * float(self.success.mean()) if task.knows_success else float("nan"),
         }
 
 

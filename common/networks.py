@@ -214,7 +214,7 @@ class Network(struct.PyTreeNode):
 
 
 class Ensemble(Network):
-    """Members with separate parameters, stacked on the leading axis and evaluated at once: outputs are [member, ...]."""
+    """Members with separate parameters, stacked on the leading axis, evaluated at once: outputs are [member, ...]."""
 
     @classmethod
     def create(cls, module: nn.Module, key: jax.Array, *inputs: jax.Array, members: int) -> Self:

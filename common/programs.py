@@ -8,7 +8,7 @@ What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with 
     explore(observation, key) -> action          while collecting
     act(observation) -> action                   while evaluating
 
-all pure and written for one run. Its Config offers `start_training`, `pretrain_steps`, `uses_prior_data` and `problem()`.
+all pure and written for one run. Its Config offers `start_training`, `pretrain_steps`, `uses_prior_data`, `problem()`.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class RunDirectory:
         write_json(self.path / "summary.json", summary)
 
     def draw_curve(self, title: str, metric: str) -> None:
-        """Draw curve.png: `metric` of eval.csv against steps; a run is a thin line, the mean of a grid point a thick one."""
+        """Draw curve.png, `metric` against steps: a run is a thin line, the mean of a grid point a thick one."""
         rows = self.evaluations.rows()
         if not rows:
             return

@@ -92,6 +92,6 @@ def test_scalar_starts_where_told_and_stays_positive():
     scalar = Network.create(Scalar(), jax.random.key(0), 0.25)
     np.testing.assert_allclose(scalar(), 0.25, rtol=1e-6)
     for _ in range(5):
-        gradients = jax.grad(lambda params: scalar(params=params))(scalar.params)
+        gradients = jax.grad(lambda params, scalar=scalar: scalar(params=params))(scalar.params)
         scalar = scalar.descend(gradients, 10.0)
     assert scalar() > 0

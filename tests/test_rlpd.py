@@ -1,4 +1,4 @@
-"""algorithms/rlpd.py against an independent NumPy computation, and every ablation against what the paper says it does."""
+"""algorithms/rlpd.py against an independent NumPy computation, and each ablation against what the paper says of it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The loop: runs side by side, the axis over devices, both phases, checkpoints, and the refusals of the command line."""
+"""The loop: runs side by side, the axis over devices, both phases, checkpoints, refusals of the command line."""
 
 import csv
 import io
@@ -19,8 +19,10 @@ from common import recipes, training
 from common.errors import Refused
 from common.runs import Checkpoints
 
-SMALL = """--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60
- --steps 180 --eval-every 90 --eval-episodes 3 --log-every 30""".split()
+SMALL = (
+    "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
+    "--steps 180 --eval-every 90 --eval-episodes 3 --log-every 30"
+).split()
 FILE = Path(training.__file__).parents[1] / "algorithms" / "rlpd.py"
 
 

@@ -1,0 +1,59 @@
+"""Times ikostrikov/rlpd's own update from a checkout of it: `rlpd_authors.py CHECKOUT SETTINGS`, run by throughput.py.
+
+Their agent is called as their training script calls it. It needs a Python with jax, flax, optax, ml_collections and a
+tensorflow-probability that supports that jax; `gym`, of which only the spaces are used, is stood in for by gymnasium.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import gymnasium
+import jax
+import numpy as np
+
+
+def main(checkout: str, settings: dict) -> None:
+    """Print the seconds of the first call, then of one timing per line of input."""
+    sys.path.insert(0, checkout)
+    sys.modules["gym"] = gymnasium
+    sys.modules["gym.spaces"] = gymnasium.spaces
+    from rlpd.agents import SACLearner
+
+    observation = gymnasium.spaces.Box(-1, 1, (settings["observation"],), np.float32)
+    action = gymnasium.spaces.Box(-1, 1, (settings["action"],), np.float32)
+    agent = SACLearner.create(
+        0,
+        observation,
+        action,
+        hidden_dims=tuple(settings["hidden"]),
+        num_qs=settings["ensemble"],
+        num_min_qs=settings["subset"],
+        critic_layer_norm=True,
+        backup_entropy=settings["backup_entropy"],
+    )
+    rng = np.random.default_rng(0)
+    rows = settings["batch_size"] * settings["utd"]
+    batch = {
+        "observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
+        "actions": rng.uniform(-1, 1, size=(rows, settings["action"])).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "masks": np.ones(rows, np.float32),
+        "next_observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
+    }
+    start = time.perf_counter()
+    agent, info = agent.update(batch, settings["utd"])
+    jax.block_until_ready(agent)
+    print(time.perf_counter() - start, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(settings["calls"]):
+            agent, info = agent.update(batch, settings["utd"])
+        jax.block_until_ready((agent, info))
+        print((time.perf_counter() - start) / settings["calls"], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))
