@@ -37,7 +37,11 @@ class Collector:
         self.actions[run] = []
         self.returns[run] = 0.0
         self.solved[run] = False
-        return self.environments[run].reset(episode_seed(self.seeds[run], 0, int(self.episode[run])))
+        return self.environments[run].reset(self.episode_seed(run))
+
+    def episode_seed(self, run: int) -> int:
+        """What the run's present episode starts from."""
+        return episode_seed(self.seeds[run], 0, int(self.episode[run]))
 
     def step(self, actions: np.ndarray) -> Batch:
         """Act in every environment: the transitions [runs, ...], rewards as the learner sees them.
@@ -80,6 +84,8 @@ class Collector:
         arrays = {f"episode_actions.{run}": np.array(a, np.float32) for run, a in enumerate(self.actions) if a}
         return arrays | {"observation": self.observation}, {
             "episode": self.episode.tolist(),
+            "returns": self.returns.tolist(),
+            "solved": self.solved.tolist(),
             "finished": self.finished,
         }
 
@@ -88,14 +94,12 @@ class Collector:
         self.episode = np.array(progress["episode"], np.int64)
         self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
         for run in range(len(self.seeds)):
-            self.observation[run] = self.reset(run)
-            for action in arrays.get(f"episode_actions.{run}", ()):
-                result = self.environments[run].step(action)
-                self.observation[run] = result.next_observation
-                self.actions[run].append(action)
-                self.returns[run] += result.reward
-                self.solved[run] |= result.success
-            if not np.array_equal(self.observation[run], arrays["observation"][run]):
+            actions = list(arrays.get(f"episode_actions.{run}", ()))
+            self.observation[run] = self.environments[run].replay(self.episode_seed(run), actions)
+            if np.array_equal(self.observation[run], arrays["observation"][run]):
+                self.actions[run] = actions
+                self.returns[run], self.solved[run] = progress["returns"][run], progress["solved"][run]
+            else:
                 announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
                 self.episode[run] += 1
                 self.observation[run] = self.reset(run)

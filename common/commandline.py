@@ -80,6 +80,11 @@ class Request:
         """The overrides of every point of the grid; one empty point without a grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
+    @property
+    def number_of_runs(self) -> int:
+        """Points of the grid times seeds."""
+        return len(self.points()) * self.run.num_seeds
+
 
 def traced_fields(config_class: type) -> list[str]:
     """The fields of a Config that are numbers on the device, and so may vary along the axis of runs."""

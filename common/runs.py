@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -280,19 +281,20 @@ class Trackers:
     def __init__(self, directory: Path, run: Run):
         self.writer = self.wandb = None
         if run.tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise Refused("--tensorboard: not installed; pip install 'headstart-rl[tensorboard]'") from error
+            from tensorboardX import SummaryWriter
+
             self.writer = SummaryWriter(str(directory / "tensorboard"))
         if run.wandb:
-            try:
-                import wandb as weights_and_biases
-            except ImportError as error:
-                raise Refused("--wandb: not installed; pip install 'headstart-rl[wandb]'") from error
-            self.wandb = weights_and_biases.init(
-                project="headstart", dir=str(directory), config=dataclasses.asdict(run)
-            )
+            import wandb
+
+            self.wandb = wandb.init(project="headstart", dir=str(directory), config=dataclasses.asdict(run))
+
+    @staticmethod
+    def check(run: Run) -> None:
+        """Refuse a tracker that is not installed."""
+        for asked, flag, package in ((run.tensorboard, "tensorboard", "tensorboardX"), (run.wandb, "wandb", "wandb")):
+            if asked and importlib.util.find_spec(package) is None:
+                raise Refused(f"--{flag}: {package} is not installed; pip install 'headstart-rl[{flag}]'")
 
     def log(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the numbers of some rows of metrics.csv or eval.csv."""

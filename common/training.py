@@ -74,21 +74,20 @@ class Session:
 
     def __init__(
         self,
-        agent_class: type,
         request: Request,
+        programs: Programs,
         task: Task,
         data: datasets.Dataset | None,
         directory: RunDirectory,
         console: Console,
     ):
         self.run, self.task, self.directory, self.console = request.run, task, directory, console
-        self.config = request.config
+        self.config, self.programs = request.config, programs
         points = request.points()
         self.seeds = [request.run.seed + k for _ in points for k in range(request.run.num_seeds)]
         labels = [", ".join(f"{name}={value:g}" for name, value in point.items()) for point in points]
         self.points = [label for label in labels for _ in range(request.run.num_seeds)]
         runs = len(self.seeds)
-        self.programs = Programs(agent_class, request.config, runs, request.run.width, request.run.devices)
 
         def make() -> Environment:
             return environments.make(task, data)
@@ -125,6 +124,7 @@ class Session:
             "learning_steps": 0,
             "evaluation_seconds": 0.0,
             "compile_seconds": 0.0,
+            "diverged_at_step": {},
         }
 
     # ------------------------------------------------------------------ checkpoints
@@ -165,8 +165,8 @@ class Session:
             self.action = arrays["action"]
         phase, step = self.progress["phase"], self.progress["step"]
         for table in (self.directory.metrics, self.directory.evaluations):
-            done = [r for r in table.rows() if (r["phase"], int(r["step"])) <= (phase, step)]
-            table.keep(done)
+            # "offline" sorts before "online".
+            table.keep(r for r in table.rows() if (r["phase"], int(r["step"])) <= (phase, step))
         self.announce(f"resuming in the {phase} phase after step {step}")
 
     # ------------------------------------------------------------------ reporting
@@ -199,7 +199,7 @@ class Session:
         """Evaluate every run, write the rows and say the means."""
         start = time.perf_counter()
         agent = self.learner.agent
-        outcomes = self.evaluator(lambda x: self.programs.act(agent, x), self.seeds, self.total_step)
+        outcomes = self.evaluator(lambda x: np.nan_to_num(self.programs.act(agent, x)), self.seeds, self.total_step)
         rows = [self.where(run) | outcome.row(self.task) for run, outcome in enumerate(outcomes)]
         self.directory.evaluations.append(rows)
         self.trackers.log("evaluation", rows)
@@ -226,6 +226,7 @@ class Session:
         summary = {
             "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
             "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0]},
+            "diverged_at_step": self.progress["diverged_at_step"],
             "steps_per_second": self.speed(),
             "steps_per_second_with_evaluation": steps / max(1e-9, learning + evaluation),
             "learning_seconds": learning,
@@ -253,10 +254,13 @@ class Session:
             progress["step"] += steps
             self.log(metrics, [{"episode_return": np.nan, "episode_success": np.nan}] * len(self.seeds))
             reporter.advance(progress["step"], "pretraining", self.speed())
-            if progress["step"] == total:
+            done, stop = progress["step"] == total, interruption.received is not None
+            if done:
                 self.evaluate(reporter)
-            if interruption.received:
+            every = self.checkpoint_every
+            if self.checkpoints and (done or stop or progress["step"] // every > first // every):
                 self.save()
+            if stop:
                 return False
         return True
 
@@ -275,7 +279,7 @@ class Session:
                 metrics = {}
             else:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
-            self.action = np.asarray(action)  # waits for the device
+            self.action = self.playable(np.asarray(action))  # waits for the device
             now = time.perf_counter()
             if step == learning_from:
                 progress["compile_seconds"] += now - start
@@ -295,6 +299,17 @@ class Session:
             if stop and not last:
                 return False
         return True
+
+    def playable(self, action: np.ndarray) -> np.ndarray:
+        """The actions of all runs, zero for a run that has diverged: it counts as it scores and stops no other."""
+        broken = ~np.isfinite(action).all(axis=1)
+        if not broken.any():
+            return action
+        for run in np.flatnonzero(broken):
+            if str(run) not in self.progress["diverged_at_step"]:
+                self.progress["diverged_at_step"][str(run)] = self.progress["step"]
+                self.announce(f"run {run} (seed {self.seeds[run]}) has diverged at step {self.progress['step']}")
+        return np.where(broken[:, None], np.float32(0), action)
 
     def speed(self) -> float:
         """Environment steps of each run per second while learning, evaluation not counted."""
@@ -341,7 +356,7 @@ def peak_memory() -> int:
 
 def prepare_devices(request: Request) -> None:
     """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
-    runs = len(request.points()) * request.run.num_seeds
+    runs = request.number_of_runs
     count = request.run.devices or max(n for n in range(1, min(cores(), runs) + 1) if runs % n == 0)
     with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
         jax.config.update("jax_num_cpu_devices", count)
@@ -367,12 +382,15 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         arguments = saved["arguments"]
     request = commandline.parse(arguments, name, description, config_class, presets)
     prepare_devices(request)
+    Trackers.check(request.run)
     task = tasks.find(request.run.env)
     data = datasets.load(task, request.run.dataset) if request.config.uses_prior_data else None
     if request.config.uses_prior_data and data is None:
         raise Refused(f"--env {task.name}: no prior data; name some with --dataset, or use --offline-ratio 0")
     card = None if data is None else datasets.card(data, task)
-    environments.make(task, data).close()  # whatever does not fit is refused here, before anything is written
+    # Whatever does not fit is refused here, before anything is written.
+    environments.make(task, data).close()
+    programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     if directory is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         directory = RunDirectory.create(
@@ -394,7 +412,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         raise Refused(f"--resume {resume}: the prior data have changed since ({card['source']})")
     if card is not None:
         console.print(datasets.format_card(card), highlight=False, soft_wrap=True)
-    session = Session(agent_class, request, task, data, directory, console)
+    session = Session(request, programs, task, data, directory, console)
     try:
         if resume is not None:
             session.restore()

@@ -67,12 +67,25 @@ def test_the_run_directory_is_complete(whole):
     assert [r["step"] for r in table(whole / "metrics.csv", run=1)] == ["90", "120", "150", "180"]
 
 
-@pytest.mark.parametrize("arguments", [("--seed", 1), ("--num-seeds", 3, "--devices", 1)])
-def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(whole, tmp_path, arguments):
-    """Seed 1 on its own, and in a group of three on one device, against seed 1 of two sharded over two devices."""
-    serve(*SMALL, *arguments, "--out", tmp_path / "other")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Seed 1 on its own."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    assert serve(*SMALL, "--seed", 1, "--out", out)[0] == 0
+    return out
+
+
+def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(alone, tmp_path):
+    serve(*SMALL, "--num-seeds", 3, "--devices", 1, "--out", tmp_path / "group")
     for name in ("metrics.csv", "eval.csv"):
-        assert without(table(tmp_path / "other" / name, seed=1), "run") == without(table(whole / name, seed=1), "run")
+        assert without(table(tmp_path / "group" / name, seed=1), "run") == without(table(alone / name), "run")
+
+
+def test_a_seed_is_the_same_on_several_devices(alone, whole):
+    """Another program, which may round differently: the first updates agree closely, before chaos sets in."""
+    one, other = table(alone / "metrics.csv")[0], table(whole / "metrics.csv", seed=1)[0]
+    for name in ("critic_loss", "actor_loss", "entropy", "q", "temperature", "episode_return"):
+        np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-4)
 
 
 def test_seeds_differ(whole):
@@ -97,10 +110,9 @@ def test_a_grid_is_its_points(whole, tmp_path):
               "learning_rate=0.0003, discount=0.9", "learning_rate=0.0003, discount=0.99"]  # fmt: skip
     assert [r["point"] for r in rows[:4]] == points
     assert {r["seed"] for r in rows} == {"0"}
-    # The point with the default values is the run without a grid.
-    assert without([r for r in rows if r["run"] == "3"], "run", "point") == without(
-        table(whole / "metrics.csv", seed=0), "run"
-    )
+    # The point with the default values is the run without a grid, on as many devices.
+    default = [r for r in rows if r["run"] == "3"]
+    assert without(default, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
     assert len({r["q"] for r in rows if r["step"] == "180"}) == 4
 
 
@@ -128,6 +140,16 @@ def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 3 * (5 + 4)
     assert int(sessions[0].learner.agent.actor.opt_state.count[0]) == 5 + 4
+
+
+def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
+    status, said = serve(*SMALL, "--grid.learning-rate", 1e30, 3e-4, "--out", tmp_path / "run")
+    assert status == 0
+    assert "run 0 (seed 0) has diverged at step 6" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["diverged_at_step"]) == ["0"]
+    healthy = table(tmp_path / "run" / "metrics.csv", run=1)
+    assert without(healthy, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
 
 
 class Stop(Exception):

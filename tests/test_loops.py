@@ -1,0 +1,156 @@
+"""Replay, collection and evaluation on an environment small enough to work out by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import evaluation, tasks
+from common.collection import Collector
+from common.environments import Step
+from common.evaluation import Evaluator, episode_seed
+from common.replay import Batch, Replay, sample, sample_union
+
+TASK = dataclasses.replace(tasks.find("pointmaze-umaze"), reward_scale=2.0, reward_shift=-1.0)
+
+
+class Counter:
+    """Counts up from its seed's last digit; terminates at 5, is cut after three steps. Reward is the count."""
+
+    observation_size, action_size, horizon = 1, 1, 3
+
+    def reset(self, seed: int) -> np.ndarray:
+        self.count, self.steps = seed % 10 % 5, 0
+        return np.array([self.count], np.float32)
+
+    def step(self, action: np.ndarray) -> Step:
+        self.count, self.steps = self.count + 1, self.steps + 1
+        done = self.count == 5
+        return Step(np.array([self.count], np.float32), float(self.count), done, self.steps == 3 and not done, done)
+
+    def replay(self, seed, actions):
+        observation = self.reset(seed)
+        for action in actions:
+            observation = self.step(action).next_observation
+        return observation
+
+    def close(self) -> None:
+        pass
+
+
+def row(value: float) -> Batch:
+    one = np.full(1, value, np.float32)
+    return Batch(one, one, np.float32(value), np.float32(1), one)
+
+
+def test_replay_is_a_ring():
+    buffer = Replay.create(row(0), 3)
+    contents = []
+    for value in range(1, 6):
+        buffer = buffer.insert(row(value))
+        contents.append(sorted(np.asarray(buffer.rows.reward[: int(buffer.size)]).tolist()))
+    assert contents == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+
+
+def test_only_filled_rows_are_drawn_and_all_of_them_alike():
+    buffer = Replay.create(row(0), 50)
+    for value in range(1, 5):
+        buffer = buffer.insert(row(value))
+    drawn = np.asarray(sample(jax.random.key(0), buffer.rows, buffer.size, (4000,)).reward)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == [1, 2, 3, 4]
+    assert counts.min() > 900
+
+
+def test_a_row_stays_together():
+    rows = jax.tree.map(lambda *x: jnp.stack(x), *[row(v) for v in range(20)])
+    buffer = Replay.create(row(0), 10).insert(row(77))
+    for drawn in (sample(jax.random.key(0), rows, 20, (6, 5)), sample_union(jax.random.key(0), buffer, rows, 6, 5)):
+        assert drawn.observation.shape == (6, 5, 1)
+        for leaf in (drawn.observation[..., 0], drawn.action[..., 0], drawn.next_observation[..., 0]):
+            np.testing.assert_array_equal(leaf, drawn.reward)
+
+
+def test_collected_transitions_by_hand(monkeypatch):
+    starts = iter([3, 0, 4, 0])
+    monkeypatch.setattr("common.collection.episode_seed", lambda *path: next(starts))
+    collector = Collector(Counter, TASK, [0])
+    seen = []
+    for _ in range(6):
+        acted_on = collector.observation.copy()
+        transition = collector.step(np.zeros((1, 1), np.float32))
+        np.testing.assert_array_equal(transition.observation, acted_on)
+        seen.append(tuple(float(x[0].item()) for x in jax.tree.leaves(transition) if x is not transition.action))
+    assert seen == [
+        # observation, reward 2 r - 1, mask, next observation
+        (3, 7, 1, 4),
+        (4, 9, 0, 5),  # terminated
+        (0, 1, 1, 1),
+        (1, 3, 1, 2),
+        (2, 5, 1, 3),  # cut by the time limit: the mask stays 1, and the next observation is the episode's own
+        (4, 9, 0, 5),
+    ]
+    (told,) = collector.report()
+    assert told == pytest.approx({"episode_return": (9 + 6 + 5) / 3, "episode_success": 200 / 3})
+    assert np.isnan(collector.report()[0]["episode_return"])
+
+
+def test_a_collector_continues_from_its_state():
+    collector, actions = Collector(Counter, TASK, [4, 9]), np.zeros((2, 1), np.float32)
+    for _ in range(7):
+        collector.step(actions)
+    arrays, progress = collector.state()
+    other = Collector(Counter, TASK, [4, 9])
+    other.restore(arrays, progress, pytest.fail)
+    for _ in range(9):
+        jax.tree.map(np.testing.assert_array_equal, collector.step(actions), other.step(actions))
+    assert collector.report() == other.report()
+
+
+def test_an_environment_that_does_not_repeat_itself_is_announced():
+    class Drifting(Counter):
+        def replay(self, seed, actions):
+            return super().replay(seed, actions) + 1
+
+    collector = Collector(Drifting, TASK, [4])
+    collector.step(np.zeros((1, 1), np.float32))
+    said = []
+    Collector(Drifting, TASK, [4]).restore(*collector.state(), said.append)
+    assert "not deterministic" in said[0]
+
+
+@pytest.mark.parametrize("most", [1, 4, 100])
+def test_evaluation_counts_every_episode_once_however_many_are_side_by_side(monkeypatch, most):
+    monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", most)
+    calls = []
+
+    def act(observations):
+        calls.append(observations.shape)
+        return np.zeros((*observations.shape[:2], 1), np.float32)
+
+    outcomes = Evaluator(Counter, 2, 7)(act, [3, 8], 50)
+    for seed, outcome in zip([3, 8], outcomes, strict=True):
+        for number in range(7):
+            start = episode_seed(seed, 1, 50, number) % 10 % 5
+            visited = range(start + 1, min(start + 3, 5) + 1)
+            assert outcome.returns[number] == sum(visited)
+            assert outcome.lengths[number] == len(visited)
+            assert outcome.success[number] == (start >= 2)
+    assert len(set(calls)) == 1
+
+
+def test_success_is_any_success_and_scores_are_percent():
+    class Passing(Counter):
+        def step(self, action):
+            taken = super().step(action)
+            return taken._replace(success=self.steps == 1, terminated=False, truncated=self.steps == 3)
+
+    (outcome,) = Evaluator(Passing, 1, 5)(lambda o: np.zeros((1, o.shape[1], 1)), [0], 0)
+    values = outcome.row(TASK)
+    assert values["success"] == values["score"] == 100
+    assert values["return_mean"] > 1  # the return is not the success rate
+    gym = outcome.row(tasks.find("Hopper-v5"))
+    assert np.isnan(gym["success"])
+    assert np.isnan(gym["score"])
