@@ -5,9 +5,9 @@ goal, in this order, without the achieved goal where the observation holds it al
 other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
-- D4RL's own, the default: the goal is not observed but fixed, at the centre of the goal cell; success is within 0.5 m.
-  AntMaze has 29 numbers, x, y and 27 of proprioception, and a fixed start; PointMaze (D4RL's maze2d) has 4, position
-  and velocity, and starts in any other cell.
+- D4RL's AntMaze form, the default: the goal is not observed but fixed, at the centre of the goal cell; success is
+  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and a fixed start; PointMaze, the same task with
+  a point for a robot, has 4, position and velocity, and starts within a quarter of a cell of there.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
   quarter of a cell around theirs; PointMaze has 6, goal and start anywhere.
 All stop at the goal. Results in one form are not comparable with results in the other.

@@ -1,6 +1,6 @@
 """Prior data made on the spot: `make(name)` -> an ordinary Minari data set on this machine, in our own namespace.
 
-`pointmaze-*`: D4RL's planner (maze2d). From a random start to a random goal along the shortest path of cells, each
+`pointmaze-*`: the planner of D4RL's maze2d. From a random start to a random goal along the shortest path of cells, each
 waypoint approached by proportional-derivative control with noise; reaching that goal truncates the episode and the next
 one starts elsewhere (D4RL's goes on from where it is). The planner's goal is not recorded: observations have 4 numbers,
 and rewards are those of the task's one goal, which few episodes pass. Fu et al., 2020, and D4RL's

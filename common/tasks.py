@@ -73,30 +73,30 @@ class Task:
         return 100.0 * (np.asarray(return_, float)[()] - low) / (high - low)
 
 
-def _maze(
-    layout: list[list[int]], goal: tuple[int, int], start: tuple[int, int] | None = None
-) -> list[list[int | str]]:
-    """The layout with one goal cell (row, column), and one start cell unless episodes start anywhere."""
+def _maze(layout: list[list[int]], start: tuple[int, int], goal: tuple[int, int]) -> list[list[int | str]]:
+    """The layout with one start and one goal cell (row, column)."""
     marked: list[list[int | str]] = [list(row) for row in layout]
+    marked[start[0]][start[1]] = maps.RESET
     marked[goal[0]][goal[1]] = maps.GOAL
-    if start is not None:
-        marked[start[0]][start[1]] = maps.RESET
     return marked
 
 
-# Start and goal of the evaluation episodes, as in D4RL: opposite ends of the maze. The map is the one the data were
-# collected in; the evaluation map in Farama's generation script for umaze is its mirror image, another maze.
-_ANT_MAZES = {
-    "umaze": ("AntMaze_UMaze-v4", _maze(maps.U_MAZE, (1, 1), (3, 1)), 700),
-    "medium": ("AntMaze_Medium-v4", _maze(maps.MEDIUM_MAZE, (6, 6), (1, 1)), 1000),
-    "large": ("AntMaze_Large-v4", _maze(maps.LARGE_MAZE, (7, 9), (1, 1)), 1000),
+# Start and goal of the evaluation episodes, as in D4RL's AntMaze: opposite ends of the maze. The map is the one the
+# data were collected in; the evaluation map in Farama's generation script for umaze is its mirror image, another maze.
+_MAZES = {
+    "umaze": _maze(maps.U_MAZE, (3, 1), (1, 1)),
+    "medium": _maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)),
+    "large": _maze(maps.LARGE_MAZE, (1, 1), (7, 9)),
 }
-
-# D4RL's maze2d: its goal cells, and starts anywhere.
+_ANT_MAZES = {
+    "umaze": ("AntMaze_UMaze-v4", 700),
+    "medium": ("AntMaze_Medium-v4", 1000),
+    "large": ("AntMaze_Large-v4", 1000),
+}
 _POINT_MAZES = {
-    "umaze": ("PointMaze_UMaze-v3", _maze(maps.U_MAZE, (1, 1)), 300),
-    "medium": ("PointMaze_Medium-v3", _maze(maps.MEDIUM_MAZE, (6, 6)), 600),
-    "large": ("PointMaze_Large-v3", _maze(maps.LARGE_MAZE, (7, 9)), 800),
+    "umaze": ("PointMaze_UMaze-v3", 300),
+    "medium": ("PointMaze_Medium-v3", 600),
+    "large": ("PointMaze_Large-v3", 800),
 }
 
 # D4RL's reference returns (random, expert): Farama-Foundation/D4RL, d4rl/infos.py. They are the same for every
@@ -126,14 +126,14 @@ _HANDS = {
 
 def _table() -> dict[str, Task]:
     tasks = []
-    for maze, (environment, layout, horizon) in _POINT_MAZES.items():
+    for maze, (environment, horizon) in _POINT_MAZES.items():
         name = f"pointmaze-{maze}"
         tasks.append(
             Task(
                 name,
                 "pointmaze",
                 environment,
-                keywords=MappingProxyType({"maze_map": layout}),
+                keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
                 horizon=horizon,
                 datasets=MappingProxyType({"recipe": name, "minari": f"D4RL/pointmaze/{maze}-v2"}),
                 default_dataset=f"recipe:{name}",
@@ -141,14 +141,15 @@ def _table() -> dict[str, Task]:
             )
         )
     for variant in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
-        environment, layout, horizon = _ANT_MAZES[variant.split("-")[0]]
+        maze = variant.split("-")[0]
+        environment, horizon = _ANT_MAZES[maze]
         source = f"D4RL/antmaze/{variant}-v1"
         tasks.append(
             Task(
                 f"antmaze-{variant}",
                 "antmaze",
                 environment,
-                keywords=MappingProxyType({"maze_map": layout}),
+                keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
                 horizon=horizon,
                 datasets=MappingProxyType({"minari": source}),
                 default_dataset=f"minari:{source}",

@@ -6,6 +6,7 @@ tensorflow-probability that supports that jax; `gym`, of which only the spaces a
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ def main(checkout: str, settings: dict) -> None:
     sys.path.insert(0, checkout)
     sys.modules["gym"] = gymnasium
     sys.modules["gym.spaces"] = gymnasium.spaces
+    importlib.import_module("tensorflow_probability.substrates.jax")  # some releases do not load it by themselves
     from rlpd.agents import SACLearner
 
     observation = gymnasium.spaces.Box(-1, 1, (settings["observation"],), np.float32)

@@ -1,0 +1,54 @@
+"""Keep a finished run among the published results: its evaluations, and what is needed to repeat it.
+
+    python -m benchmarks.record RUN NAME
+
+RUN is a run directory with a summary.json; written are benchmarks/results/NAME.csv (eval.csv as it is) and NAME.json
+(command, commit, versions, device, the card of the data without its long vectors, and the summary).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+LONG = ("observation_mean", "observation_std", "env_spec")
+RESULTS = Path(__file__).parent / "results"
+
+
+def about(run: Path) -> dict[str, Any]:
+    """What the run directory says of how its numbers came about."""
+    config = json.loads((run / "config.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    card = config["dataset"] and {k: v for k, v in config["dataset"].items() if k not in LONG}
+    # A file's folder is this machine's own affair.
+    arguments = [f"d4rl:{Path(a).name}" if a.startswith("d4rl:") else a for a in config["arguments"]]
+    if card:
+        card["source"] = card["source"].split("/")[-1] if card["source"].startswith("d4rl:") else card["source"]
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    return {
+        "command": f"python algorithms/{config['algorithm']}.py " + " ".join(arguments),
+        "commit": config["commit"],
+        "versions": config["versions"],
+        "device": config["device"],
+        "dataset": card,
+        "summary": summary,
+    }
+
+
+def main(run: Path, name: str) -> None:
+    """Write the two files."""
+    if not (run / "summary.json").exists():
+        raise SystemExit(f"{run}: not a finished run (no summary.json in it)")
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copy(run / "eval.csv", RESULTS / f"{name}.csv")
+    (RESULTS / f"{name}.json").write_text(json.dumps(about(run), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
