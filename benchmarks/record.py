@@ -2,8 +2,8 @@
 
     python -m benchmarks.record RUN NAME
 
-RUN is a run directory with a summary.json; written are benchmarks/results/NAME.csv (eval.csv as it is) and NAME.json
-(command, commit, versions, device, the card of the data without its long vectors, and the summary).
+RUN is a run directory with a summary.json; written are benchmarks/results/NAME.csv (eval.csv as it is), NAME.png (its
+curve) and NAME.json (command, commit, versions, device, the card of the data without its long vectors, the summary).
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def about(run: Path) -> dict[str, Any]:
 
 
 def main(run: Path, name: str) -> None:
-    """Write the two files."""
+    """Write the three files."""
     if not (run / "summary.json").exists():
         raise SystemExit(f"{run}: not a finished run (no summary.json in it)")
     RESULTS.mkdir(exist_ok=True)
     shutil.copy(run / "eval.csv", RESULTS / f"{name}.csv")
+    shutil.copy(run / "curve.png", RESULTS / f"{name}.png")
     (RESULTS / f"{name}.json").write_text(json.dumps(about(run), indent=2) + "\n")
 
 

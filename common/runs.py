@@ -147,9 +147,8 @@ class Checkpoints:
     def restore(self, announce: Any) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest whole checkpoint: its step, arrays and progress; None if there is none.
 
-        A damaged one is announced and passed over, and removed once an older one has been read.
+        A damaged one is announced, passed over and moved aside, where it is in no later checkpoint's way.
         """
-        damaged = []
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 items = ocp.args.Composite(arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
@@ -162,11 +161,12 @@ class Checkpoints:
                     raise ValueError(f"checksum of {wrong[0]} differs")
             except Exception as error:  # noqa: BLE001 - a damaged file can surface as anything from Orbax, TensorStore or JSON
                 announce(f"checkpoint {step} is damaged ({str(error).splitlines()[0][:120]}); trying the one before")
-                damaged.append(step)
+                aside = self.folder.with_name("damaged-checkpoints")
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                (self.folder / str(step)).rename(aside / str(step))
+                self.manager.reload()
                 continue
-            for other in damaged:
-                shutil.rmtree(self.folder / str(other), ignore_errors=True)
-            self.manager.reload()
             return step, arrays, progress
         return None
 

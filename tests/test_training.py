@@ -196,6 +196,19 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monk
     assert table(out / "metrics.csv") == table(whole / "metrics.csv")
 
 
+def test_with_every_checkpoint_damaged_it_starts_again(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
+    for path in (out / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert "after step 0" in said
+    assert table(out / "metrics.csv") == table(whole / "metrics.csv")
+    assert sorted(p.name for p in (out / "damaged-checkpoints").iterdir()) == ["125", "150"]
+
+
 def test_one_flipped_bit_is_noticed(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     values = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
