@@ -41,7 +41,7 @@ def about(run: Path) -> dict[str, Any]:
     }
 
 
-def main(run: Path, name: str) -> None:
+def main(run: tyro.conf.Positional[Path], name: tyro.conf.Positional[str]) -> None:
     """Write the three files."""
     if not (run / "summary.json").exists():
         raise SystemExit(f"{run}: not a finished run (no summary.json in it)")
