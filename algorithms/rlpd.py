@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class RLPD(struct.PyTreeNode):
-    """The agent: configuration and networks. Every method is pure; training.py adds the axis of runs."""
+    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
 
     config: Config
     actor: Network

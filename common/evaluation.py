@@ -12,7 +12,7 @@ from common.environments import Environment
 from common.tasks import Task
 
 MOST_ENVIRONMENTS = 32
-"""Of all runs together: a MuJoCo environment takes some 15 MB."""
+"""Of all runs together: each holds a simulation of its own in memory."""
 
 
 def episode_seed(*path: int) -> int:

@@ -1,6 +1,6 @@
 """Networks and what trains them: MLPs, critics, actors, ensembles, each bound to its parameters and Adam state.
 
-The layers compute what Flax's do, with backward passes that also suit XLA's CPU compiler (benchmarks/throughput.py).
+The layers compute what Flax's do (tests/test_networks.py), with backward passes that also suit XLA's CPU compiler.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Ensemble(Network):
         """Every member's output for the same inputs, [member, ...]; dropout differs between members."""
         params = self.params if params is None else params
         members = jax.tree.leaves(params)[0].shape[0]
-        # With the members' axis in the inputs too, every product is one plain batched matmul: twice as fast on a CPU.
+        # With the members' axis in the inputs too, every product is one plain batched matmul, which a CPU prefers.
         inputs = tuple(jnp.broadcast_to(x, (members, *x.shape)) for x in inputs)
         if dropout_key is None:
             return jax.vmap(self.module.apply)(params, *inputs)

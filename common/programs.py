@@ -47,8 +47,8 @@ class Programs:
 
     A run is a slice along the leading axis. `width` runs are computed at once on each device (vmap) and the chunks
     follow one another (`lax.map`); with several devices the axis is sharded over a mesh first. Width 1 computes a run
-    exactly as it is computed alone. On a CPU that is also the fastest way, since the working set of one run stays in
-    the cache (benchmarks/throughput.py); an accelerator takes all at once.
+    exactly as it is computed alone on as many devices; it is the default on a CPU, where the working set of one run
+    should stay in the cache. An accelerator takes all at once.
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):

@@ -1,6 +1,6 @@
 """Transitions on the device: the batch, the ring buffer of one run, and the ways minibatches are drawn.
 
-Everything here is a pure function of one run; training.py adds the axis of runs by `vmap`.
+Everything here is a pure function of one run; programs.py adds the axis of runs by `vmap`.
 """
 
 from __future__ import annotations

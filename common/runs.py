@@ -1,7 +1,7 @@
 """The run directory: configuration, metrics, checkpoints, curve, summary, and the progress line.
 
 Layout, relied on by scripts: `config.json`, `metrics.csv`, `eval.csv`, `checkpoints/`, `curve.png`, `summary.json`.
-Every file is replaced whole or appended to by whole lines; none is ever left half-written by this module.
+Files are replaced whole; the tables are appended to, and a line that a kill left unfinished is dropped on resume.
 """
 
 from __future__ import annotations
@@ -256,7 +256,6 @@ class Reporter:
             transient=True,
         )
         self.task = self.progress.add_task("collecting", total=total, completed=done, speed="", last="")
-        self.first = done
 
     def __enter__(self) -> Reporter:
         self.progress.start()
