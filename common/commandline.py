@@ -47,7 +47,7 @@ class Run:
     width: int | None = None
     """Runs computed at once on each device. Default: all on an accelerator, 1 on a CPU."""
     devices: int | None = None
-    """Devices to spread the runs over. Default: as many as divide the runs evenly, on a CPU one per core."""
+    """Devices to spread the runs over. Default: all, on a CPU one per core, but no more than there are runs."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory (extra: tensorboard)."""
     wandb: bool = False

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -49,16 +50,19 @@ class Programs:
     follow one another (`lax.map`); with several devices the axis is sharded over a mesh first. Width 1 computes a run
     exactly as it is computed alone on as many devices; it is the default on a CPU, where the working set of one run
     should stay in the cache. An accelerator takes all at once.
+
+    Where the runs do not divide evenly over the devices, the last one is computed again to fill the axis: arrays on the
+    devices have `rows` >= `runs` entries, and the methods take and return host arrays of `runs`.
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
         available = jax.devices()
-        count = devices or max(n for n in range(1, min(len(available), runs) + 1) if runs % n == 0)
-        if count > len(available) or runs % count:
-            raise Refused(f"--devices {count}: {len(available)} present, and {runs} runs must divide evenly over them")
+        count = devices or min(len(available), runs)
+        if count > min(len(available), runs):
+            raise Refused(f"--devices {count}: {len(available)} present, for {runs} run{'s' * (runs > 1)}")
+        self.runs, self.rows = runs, -(-runs // count) * count
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
-        self.width = width or (1 if jax.default_backend() == "cpu" else runs // count)
-        self.start_training = config.start_training
+        self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
 
         def create(config: Any, seed: jax.Array, example: Batch) -> Any:
             return agent_class.create(config, run_key(seed, INITIALISE), example)
@@ -66,19 +70,23 @@ class Programs:
         def insert(learner: Learner, transition: Batch) -> Learner:
             return learner.replace(experience=jax.vmap(Replay.insert)(learner.experience, transition))
 
+        def choose(agents: Any, seeds: jax.Array, step: jax.Array, observation: jax.Array) -> jax.Array:
+            """The action that follows environment step `step`: random until training starts."""
+
+            def one_run(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
+                key = run_key(seed, EXPLORE, step)
+                action = agent.explore(observation, key)
+                uniform = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
+                return jnp.where(step < config.start_training, uniform, action)
+
+            return self.over_runs(one_run)(agents, seeds, observation)
+
         def collect(
             learner: Learner, seeds: jax.Array, step: jax.Array, transition: Batch, observation: jax.Array
         ) -> tuple[Learner, jax.Array]:
-            """Insert a transition; the next action is random until training starts."""
-
-            def explore(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
-                key = run_key(seed, EXPLORE, step)
-                shape = transition.action.shape[1:]
-                uniform = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-                return jnp.where(step < self.start_training, uniform, agent.explore(observation, key))
-
+            """Insert a transition and choose the next action."""
             learner = insert(learner, transition)
-            return learner, self.over_runs(explore)(learner.agent, seeds, observation)
+            return learner, choose(learner.agent, seeds, step, observation)
 
         def learn(
             learner: Learner,
@@ -126,17 +134,55 @@ class Programs:
         def sharded(function: Callable, inputs: tuple, outputs: Any) -> Callable:
             return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
-        self.create = jax.jit(sharded(self.over_runs(create), (run, run, run), run))
-        self.collect = jax.jit(sharded(collect, (run, run, same, run, run), (run, run)), donate_argnums=0)
-        self.learn = jax.jit(sharded(learn, (run, run, same, run, run, same), (run, run, run)), donate_argnums=0)
-        self.act = jax.jit(sharded(act, (run, run), run))
-        self.pretrain = jax.jit(
-            lambda agents, seeds, first, steps, prior: sharded(
-                lambda a, s, f, p: pretrain(a, s, f, steps, p), (run, run, same, same), (run, run)
-            )(agents, seeds, first, prior),
-            static_argnums=3,
-            donate_argnums=0,
+        self.jitted = {
+            "create": jax.jit(sharded(self.over_runs(create), (run, run, run), run)),
+            "choose": jax.jit(sharded(choose, (run, run, same, run), run)),
+            "collect": jax.jit(sharded(collect, (run, run, same, run, run), (run, run)), donate_argnums=0),
+            "learn": jax.jit(sharded(learn, (run, run, same, run, run, same), (run, run, run)), donate_argnums=0),
+            "act": jax.jit(sharded(act, (run, run), run)),
+            "pretrain": jax.jit(
+                lambda agents, seeds, first, steps, prior: sharded(
+                    lambda a, s, f, p: pretrain(a, s, f, steps, p), (run, run, same, same), (run, run)
+                )(agents, seeds, first, prior),
+                static_argnums=3,
+                donate_argnums=0,
+            ),
+        }
+        """Name -> jitted function, with the axis filled up."""
+
+    def create(self, config: Any, seeds: np.ndarray, example: Batch) -> Any:
+        """Fresh agents, from host arrays with the axis of runs."""
+        return self.jitted["create"](*self.place((config, seeds, example)))
+
+    def choose(self, agents: Any, seeds: jax.Array, step: int, observation: np.ndarray) -> np.ndarray:
+        """The actions [runs, a] after environment step `step`, which has the number 0 before the first."""
+        return self.host(self.jitted["choose"](agents, seeds, np.int32(step), self.fill(observation)))
+
+    def collect(
+        self, learner: Learner, seeds: jax.Array, step: int, transition: Batch, observation: np.ndarray
+    ) -> tuple[Learner, np.ndarray]:
+        """Insert the transitions of `step` [runs, ...]: the learner, and the next actions [runs, a]."""
+        learner, action = self.jitted["collect"](
+            learner, seeds, np.int32(step), self.fill(transition), self.fill(observation)
         )
+        return learner, self.host(action)
+
+    def learn(
+        self, learner: Learner, seeds: jax.Array, step: int, transition: Batch, observation: np.ndarray, prior: Any
+    ) -> tuple[Learner, np.ndarray, Metrics]:
+        """As `collect`, with the update of this step before the next actions; metrics stay on the device."""
+        learner, action, metrics = self.jitted["learn"](
+            learner, seeds, np.int32(step), self.fill(transition), self.fill(observation), prior
+        )
+        return learner, self.host(action), metrics
+
+    def pretrain(self, agents: Any, seeds: jax.Array, first: int, steps: int, prior: Batch) -> tuple[Any, Metrics]:
+        """`steps` updates on prior data alone, numbered from `first`."""
+        return self.jitted["pretrain"](agents, seeds, np.int32(first), steps, prior)
+
+    def act(self, agents: Any, observations: np.ndarray) -> np.ndarray:
+        """The evaluated policies' actions for observations [runs, n, o]: [runs, n, a]."""
+        return self.host(self.jitted["act"](agents, self.fill(observations)))
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""
@@ -155,6 +201,20 @@ class Programs:
 
         return mapped
 
-    def place(self, tree: Any, shared: bool = False) -> Any:
-        """Host arrays put on the devices: along the axis of runs, or the same on each."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec() if shared else PartitionSpec("runs")))
+    def fill(self, tree: Any) -> Any:
+        """Host arrays [runs, ...] as [rows, ...]."""
+        if self.rows == self.runs:
+            return tree
+        return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], self.rows - self.runs, axis=0)]), tree)
+
+    def host(self, tree: Any) -> Any:
+        """Device arrays [rows, ...] as host arrays [runs, ...]; waits for them."""
+        return jax.tree.map(lambda x: np.asarray(x)[: self.runs], tree)
+
+    def place(self, tree: Any) -> Any:
+        """Host arrays [runs, ...] put on the devices, filled up and spread along the axis of runs."""
+        return jax.device_put(self.fill(tree), NamedSharding(self.mesh, PartitionSpec("runs")))
+
+    def share(self, tree: Any) -> Any:
+        """Host arrays put on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))

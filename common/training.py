@@ -52,8 +52,8 @@ class Interruption:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a pytree by path, on the host."""
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]
+    """The leaves of a pytree of host arrays by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
@@ -99,7 +99,7 @@ class Session:
         self.checkpoint_every = request.run.eval_every if every is None else every
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if self.checkpoint_every else None
 
-        self.prior = None if data is None else self.programs.place(data.batch(task), shared=True)
+        self.prior = None if data is None else self.programs.share(data.batch(task))
         configs = jax.tree.map(lambda x: np.full(runs, x, np.float32), request.config)
         for name in request.grid:
             values = [p[name] for p in points for _ in range(request.run.num_seeds)]
@@ -112,11 +112,13 @@ class Session:
             mask=np.zeros(runs, np.float32),
             next_observation=np.zeros((runs, environment.observation_size), np.float32),
         )
-        self.device_seeds = self.programs.place(np.array(self.seeds, np.int32))
-        agent = self.programs.create(*self.programs.place((configs, self.device_seeds, example)))
+        seeds = np.array(self.seeds, np.int32)
+        self.device_seeds = self.programs.place(seeds)
+        agent = self.programs.create(configs, seeds, example)
         experience = jax.vmap(lambda e: Replay.create(e, request.run.steps))(example)
-        self.learner = Learner(agent, self.programs.place(experience))
-        self.action = np.zeros((runs, environment.action_size), np.float32)
+        self.learner = Learner(agent, self.programs.place(jax.device_get(experience)))
+        self.action: np.ndarray | None = None
+        """The next step's actions, [runs, a]; None before the first."""
         self.progress: dict[str, Any] = {
             "phase": "offline" if request.config.pretrain_steps else "online",
             "step": 0,
@@ -131,16 +133,15 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint of everything the rest of the run depends on."""
-        agent = flatten(self.learner.agent)
+        host = self.programs.host
+        agent = flatten(host(self.learner.agent))
         filled = min(self.progress["step"], self.run.steps) if self.progress["phase"] == "online" else 0
-        rows = flatten(jax.tree.map(lambda x: x[:, :filled], self.learner.experience.rows)) if filled else {}
+        rows = flatten(host(jax.tree.map(lambda x: x[:, :filled], self.learner.experience.rows))) if filled else {}
+        actions = {} if self.action is None else {"action": self.action}
         arrays, episodes = self.collector.state()
         self.checkpoints.save(
             self.total_step,
-            {f"agent.{k}": v for k, v in agent.items()}
-            | {f"rows.{k}": v for k, v in rows.items()}
-            | arrays
-            | {"action": np.asarray(self.action)},
+            {f"agent.{k}": v for k, v in agent.items()} | {f"rows.{k}": v for k, v in rows.items()} | arrays | actions,
             self.progress | episodes,
         )
 
@@ -151,18 +152,19 @@ class Session:
             _, arrays, progress = found
             self.collector.restore(arrays, progress, self.announce)
             self.progress = {k: progress[k] for k in self.progress}
-            agent = unflatten(self.learner.agent, {k.removeprefix("agent."): v for k, v in arrays.items()})
+            fresh = self.programs.host(self.learner)
+            agent = unflatten(fresh.agent, {k.removeprefix("agent."): v for k, v in arrays.items()})
             rows = {k.removeprefix("rows."): v for k, v in arrays.items() if k.startswith("rows.")}
-            experience = self.learner.experience
+            experience = fresh.experience
             if rows:
                 filled = jax.tree.leaves(rows)[0].shape[1]
-                empty = jax.tree.map(np.array, jax.device_get(experience.rows))
+                empty = jax.tree.map(np.array, experience.rows)
                 for name, leaf in flatten(empty).items():
                     leaf[:, :filled] = rows[name]
                 inserted = np.full(len(self.seeds), self.progress["step"], np.int32)
                 experience = Replay(empty, inserted)
             self.learner = self.programs.place(Learner(agent, experience))
-            self.action = arrays["action"]
+            self.action = arrays.get("action")
         phase, step = self.progress["phase"], self.progress["step"]
         for table in (self.directory.metrics, self.directory.evaluations):
             # "offline" sorts before "online".
@@ -247,9 +249,7 @@ class Session:
         while progress["step"] < total:
             first = progress["step"]
             steps = min(self.run.log_every, total - first)
-            agent, metrics = self.programs.pretrain(
-                self.learner.agent, self.device_seeds, np.int32(first), steps, self.prior
-            )
+            agent, metrics = self.programs.pretrain(self.learner.agent, self.device_seeds, first, steps, self.prior)
             self.learner = self.learner.replace(agent=agent)
             progress["step"] += steps
             self.log(metrics, [{"episode_return": np.nan, "episode_success": np.nan}] * len(self.seeds))
@@ -269,17 +269,20 @@ class Session:
         run, programs, progress = self.run, self.programs, self.progress
         learning_from = max(self.config.start_training, progress["step"]) + 1
         shown = 0.0
+        if self.action is None:
+            observation = self.collector.observation
+            self.action = self.playable(programs.choose(self.learner.agent, self.device_seeds, 0, observation))
         while progress["step"] < run.steps:
             start = time.perf_counter()
             progress["step"] = step = progress["step"] + 1
             transition = self.collector.step(self.action)
-            arguments = (self.learner, self.device_seeds, np.int32(step), transition, self.collector.observation)
+            arguments = (self.learner, self.device_seeds, step, transition, self.collector.observation)
             if step < learning_from:
                 self.learner, action = programs.collect(*arguments)
                 metrics = {}
             else:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
-            self.action = self.playable(np.asarray(action))  # waits for the device
+            self.action = self.playable(action)
             now = time.perf_counter()
             if step == learning_from:
                 progress["compile_seconds"] += now - start
@@ -356,8 +359,7 @@ def peak_memory() -> int:
 
 def prepare_devices(request: Request) -> None:
     """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
-    runs = request.number_of_runs
-    count = request.run.devices or max(n for n in range(1, min(cores(), runs) + 1) if runs % n == 0)
+    count = request.run.devices or min(cores(), request.number_of_runs)
     with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
         jax.config.update("jax_num_cpu_devices", count)
     if jax.config.jax_compilation_cache_dir is None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from algorithms.rlpd import PRESETS, RLPD, Config
 from common import recipes, training
+from common.collection import Collector
 from common.errors import Refused
 from common.runs import Checkpoints
 
@@ -88,6 +89,28 @@ def test_a_seed_is_the_same_on_several_devices(alone, whole):
         np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-4)
 
 
+def test_runs_that_do_not_divide_over_the_devices_fill_them(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 3, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
+    assert serve("--resume", out)[0] == 0
+    for name in ("metrics.csv", "eval.csv"):
+        assert [r for r in table(out / name) if r["seed"] != "2"] == table(whole / name)
+        assert {r["seed"] for r in table(out / name)} == {"0", "1", "2"}
+    assert len(json.loads((out / "summary.json").read_text())["final"]) == 3
+
+
+def test_every_action_is_random_until_training_starts(tmp_path, monkeypatch):
+    taken = []
+    step = Collector.step
+    monkeypatch.setattr(Collector, "step", lambda self, actions: (taken.append(actions), step(self, actions))[1])
+    arguments = [*SMALL, "--learning-rate", 0, "--steps", 600, "--start-training", 500, "--num-seeds", 2]
+    serve(*arguments, "--eval-every", 600, "--eval-episodes", 1, "--utd", 1, "--out", tmp_path / "run")
+    random = np.stack(taken)[:500]
+    assert len(np.unique(random)) == 1000
+    assert abs(random.mean()) < 0.06
+    np.testing.assert_allclose(random.std(), 1 / np.sqrt(3), rtol=0.05)
+
+
 def test_seeds_differ(whole):
     first, second = (without(table(whole / "metrics.csv", seed=s), "run", "seed") for s in (0, 1))
     assert all(a["q"] != b["q"] for a, b in zip(first, second, strict=True))
@@ -122,7 +145,8 @@ def test_every_program_compiles_once(tmp_path, monkeypatch):
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
     serve(*SMALL, "--num-seeds", 2, "--out", tmp_path / "run")
     programs = sessions[0].programs
-    assert [p._cache_size() for p in (programs.collect, programs.learn, programs.act)] == [1, 1, 1]
+    sizes = {name: program._cache_size() for name, program in programs.jitted.items()}
+    assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "pretrain": 0}
 
 
 def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):

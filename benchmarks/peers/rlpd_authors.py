@@ -17,7 +17,7 @@ import numpy as np
 
 
 def main(checkout: str, settings: dict) -> None:
-    """Print the seconds of the first call, then of one timing per line of input."""
+    """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
     sys.path.insert(0, checkout)
     sys.modules["gym"] = gymnasium
     sys.modules["gym.spaces"] = gymnasium.spaces
@@ -45,16 +45,18 @@ def main(checkout: str, settings: dict) -> None:
         "masks": np.ones(rows, np.float32),
         "next_observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
     }
-    start = time.perf_counter()
-    agent, info = agent.update(batch, settings["utd"])
-    jax.block_until_ready(agent)
-    print(time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
+
+    def seconds(calls: int) -> float:
+        nonlocal agent
         start = time.perf_counter()
-        for _ in range(settings["calls"]):
+        for _ in range(calls):
             agent, info = agent.update(batch, settings["utd"])
         jax.block_until_ready((agent, info))
-        print((time.perf_counter() - start) / settings["calls"], flush=True)
+        return time.perf_counter() - start
+
+    print(seconds(settings["first"]), flush=True)
+    for _ in sys.stdin:
+        print(seconds(settings["calls"]) / settings["calls"], flush=True)
 
 
 if __name__ == "__main__":
