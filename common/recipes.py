@@ -65,9 +65,9 @@ def names() -> list[str]:
     return [name for name in tasks.names() if "recipe" in tasks.find(name).datasets]
 
 
-def dataset_id(name: str, size: int = _SIZE, seed: int = 0) -> str:
+def dataset_id(name: str, size: int | None = None, seed: int = 0) -> str:
     """The Minari id under which a recipe's data lie; it says the size and seed where they are not the default."""
-    variant = (f"-size{size}" if size != _SIZE else "") + (f"-seed{seed}" if seed else "")
+    variant = (f"-size{size}" if size not in (None, _SIZE) else "") + (f"-seed{seed}" if seed else "")
     return f"{NAMESPACE}/{name}{variant}-v{_VERSION}"
 
 

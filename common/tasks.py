@@ -32,7 +32,7 @@ class Task:
 
     name: str
     family: str
-    """"pointmaze", "antmaze", "adroit-binary", "adroit", "locomotion", or "gym" for an id outside the table."""
+    """"pointmaze", "antmaze", "adroit-binary", "adroit", "locomotion", "ogbench", or "gym" for any other id."""
     environment: str
     """Gymnasium id."""
     keywords: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -46,6 +46,8 @@ class Task:
     reward_scale: float = 1.0
     reward_shift: float = 0.0
     """Training reward = scale x raw reward + shift, the same for prior and for online transitions."""
+    never_terminates: bool = False
+    """Whether episodes end by the time limit only."""
     reference: tuple[float, float] | None = None
     """Returns of a random and of an expert policy: the score is 0 at the first and 100 at the second."""
 
@@ -62,10 +64,11 @@ class Task:
     def score(self, return_: ArrayLike, success: ArrayLike) -> Any:
         """Percent, from the raw return and the success (in [0, 1]) of an episode, or of each of an array of episodes.
 
-        Goals: the share of episodes that reach them. Binary Adroit: the share of time steps solved (Ball et al., 2023,
-        section 5), its raw reward being -1 at each unsolved step. Otherwise D4RL's normalised return; nan without one.
+        Goals and OGBench: the share of episodes that succeed. Binary Adroit: the share of time steps solved (Ball et
+        al., 2023, section 5), its raw reward being -1 at each unsolved step. Otherwise D4RL's normalised return; nan
+        without one.
         """
-        if self.reaches_goal:
+        if self.reaches_goal or self.family == "ogbench":
             return 100.0 * np.asarray(success, float)[()]
         if self.reference is None:
             return np.full(np.shape(return_), np.nan)[()]
@@ -172,6 +175,7 @@ def _table() -> dict[str, Task]:
                     horizon=horizon,
                     datasets=MappingProxyType({"minari": source}),
                     default_dataset=f"minari:{source}",
+                    never_terminates=binary or hand != "pen",  # D4RL's pen ended where it was dropped
                     reference=(-float(horizon), 0.0) if binary else _REFERENCES[hand],
                 )
             )
@@ -188,6 +192,7 @@ def _table() -> dict[str, Task]:
                     horizon=1000,
                     datasets=MappingProxyType({"minari": source} if source else {}),
                     default_dataset=f"minari:{source}" if source else None,
+                    never_terminates=body == "halfcheetah",
                     reference=_REFERENCES[body],
                 )
             )
@@ -195,6 +200,33 @@ def _table() -> dict[str, Task]:
 
 
 _TASKS = _table()
+
+
+def _ogbench(name: str) -> Task:
+    """One of OGBench's single tasks, named as there: ENVIRONMENT-DATA-singletask(-taskN)-v0."""
+    try:
+        import ogbench  # noqa: F401 - registers its environments
+    except ImportError as error:
+        raise Refused(f"{name} is a task of OGBench's: pip install 'headstart-rl[ogbench]'") from error
+    words = name.split("-")
+    at = words.index("singletask")
+    environment = "-".join([*words[: at - 1], *words[at:]])
+    if at < 2 or environment not in gymnasium.registry:
+        known = sorted(key for key in gymnasium.registry if "-singletask-" in key)
+        near = difflib.get_close_matches(environment, known, 1) or known[:1]
+        at = near[0].index("-singletask")
+        raise Refused(
+            f"unknown task {name!r}: did you mean {near[0][:at]}-navigate{near[0][at:]} (or -play, -explore)?"
+        )
+    data = "-".join([*words[:at], words[-1]])
+    return Task(
+        name,
+        "ogbench",
+        environment,
+        horizon=gymnasium.registry[environment].max_episode_steps,
+        datasets=MappingProxyType({"ogbench": data}),
+        default_dataset=f"ogbench:{data}",
+    )
 
 
 def names() -> list[str]:
@@ -206,6 +238,8 @@ def find(name: str) -> Task:
     """The task of that name: the table's, else the installed Gymnasium environment of that id."""
     if name in _TASKS:
         return _TASKS[name]
+    if "-singletask-" in name:
+        return _ogbench(name)
     if name in gymnasium.registry:
         return Task(name, "gym", name, horizon=gymnasium.registry[name].max_episode_steps)
     table = {known.lower(): known for known in _TASKS}

@@ -22,6 +22,7 @@ from rich.console import Console
 from common import commandline, datasets, environments, tasks
 from common.collection import Collector
 from common.commandline import Request
+from common.datasets import cards
 from common.environments import Environment
 from common.errors import Refused
 from common.evaluation import Evaluator
@@ -389,7 +390,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     data = datasets.load(task, request.run.dataset) if request.config.uses_prior_data else None
     if request.config.uses_prior_data and data is None:
         raise Refused(f"--env {task.name}: no prior data; name some with --dataset, or use --offline-ratio 0")
-    card = None if data is None else datasets.card(data, task)
+    card = None if data is None else cards.card(data, task)
     # Whatever does not fit is refused here, before anything is written.
     environments.make(task, data).close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
@@ -413,7 +414,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
         raise Refused(f"--resume {resume}: the prior data have changed since ({card['source']})")
     if card is not None:
-        console.print(datasets.format_card(card), highlight=False, soft_wrap=True)
+        console.print(cards.format_card(card), highlight=False, soft_wrap=True)
     session = Session(request, programs, task, data, directory, console)
     try:
         if resume is not None:

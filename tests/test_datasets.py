@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from gymnasium.spaces import Box, Dict
 from minari.data_collector import EpisodeBuffer
 
 from common import datasets, environments, recipes, tasks
+from common.datasets import cards, sources
 from common.errors import Refused
 
 DOOR_DEMONSTRATIONS = Path(__file__).parents[2] / "shared/data/door-human.hdf5"
@@ -237,8 +239,8 @@ def test_sizes_of_another_environment_are_refused(write):
 
 
 def test_unknown_sources_are_refused():
-    for source in ("npz:file.npz", "ogbench:antmaze", "data.hdf5", "minari:", ":x"):
-        assert "the sources are minari:ID, d4rl:FILE.hdf5, recipe:NAME" in refusal(source)
+    for source in ("csv:file.csv", "data.hdf5", "minari:", ":x"):
+        assert "the sources are minari:ID, d4rl:FILE.hdf5, npz:FILE.npz, ogbench:NAME" in refusal(source)
 
 
 def test_a_task_whose_data_nobody_publishes_says_what_works():
@@ -337,7 +339,7 @@ def test_terminals_of_d4rls_mazes_do_not_end_the_source_episode(write):
 
 def test_success_in_goal_data_lies_in_percent_however_long_the_agent_rests(write):
     task = tasks.find("antmaze-umaze")
-    card = datasets.card(load(write(ant_rows(31)), task.name), task)
+    card = cards.card(load(write(ant_rows(31)), task.name), task)
     assert 0 <= task.score(card["return_mean"], card["success_rate"]) <= 100
     assert card["return_quantiles"]["1"] == 1.0
 
@@ -450,7 +452,7 @@ def test_the_door_demonstrations():
         pytest.skip("the 25 human demonstrations of door opening are not on this machine")
     task = tasks.find("door-binary")
     data = load(f"d4rl:{DOOR_DEMONSTRATIONS}", task.name)
-    card = datasets.card(data, task)
+    card = cards.card(data, task)
     assert (card["rows"], card["transitions"], card["episodes"]) == (6729, 6729 - 25, 25)
     assert card["episode_length"] == {"min": 222.0, "median": 270.0, "max": 299.0}
     assert card["success_episodes"] == 7
@@ -689,7 +691,7 @@ def test_an_unreachable_host_is_refused_within_seconds(folder):
 def test_a_host_that_stays_silent_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         before = time.monotonic()
-        assert not datasets._answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
+        assert not sources.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
         assert time.monotonic() - before < 2
 
 
@@ -703,7 +705,7 @@ def test_any_answer_shows_that_a_host_is_there():
                 connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
         threading.Thread(target=refuse, daemon=True).start()
-        assert datasets._answers(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=3)
+        assert sources.answers(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=3)
 
 
 def test_the_remote_is_respected(monkeypatch):
@@ -731,16 +733,131 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     source, place = planned
     original = folder.parent / "host"
     os.rename(place, original)
-    monkeypatch.setattr(datasets, "_answers", lambda url: True)
-    monkeypatch.setattr(datasets, "get_cloud_storage", lambda: Host(original, ConnectionError("gone\nhalf-way")))
+    monkeypatch.setattr(sources, "answers", lambda url: True)
+    monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original, ConnectionError("gone\nhalf-way")))
     assert "could not be downloaded from hf://farama-minari (gone half-way)" in refusal(source, "pointmaze-umaze")
     assert not place.exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
-    monkeypatch.setattr(datasets, "get_cloud_storage", lambda: Host(original))
+    monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original))
     first = load(source, "pointmaze-umaze")
-    monkeypatch.setattr(datasets, "_answers", lambda url: pytest.fail("asked the host again"))
+    monkeypatch.setattr(sources, "answers", lambda url: pytest.fail("asked the host again"))
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
+
+
+# ----------------------------------------------------------------------------- NumPy archives, OGBench
+
+
+def test_an_archive_with_d4rls_keys_is_the_same_data(write, tmp_path):
+    rows = hopper_rows()
+    np.savez(tmp_path / "plain.npz", **rows, note=np.array("other keys are left alone"))
+    np.savez_compressed(tmp_path / "small.npz", **rows | {"observations": np.asfortranarray(rows["observations"])})
+    same = {load(s).fingerprint for s in (write(rows), *(f"npz:{tmp_path / n}.npz" for n in ("plain", "small")))}
+    assert len(same) == 1
+
+
+def test_bad_archives_are_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    source = f"npz:{path}"
+    assert "no such file" in refusal(source)
+    np.savez(path, **hopper_rows())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read as a NumPy archive" in refusal(source)
+    path.write_bytes(whole.replace(b"(7, 11)", b"(9, 11)"))  # also breaks the checksum
+    assert "cannot be read as a NumPy archive" in refusal(source)
+    np.savez(path, **hopper_rows() | {"rewards": np.array([{"runs": "code"}] * 7, object)})
+    assert "Python objects" in refusal(source)
+    rows = hopper_rows()
+    del rows["terminals"], rows["actions"]
+    np.savez(path, **rows)
+    assert "no actions and terminals in it" in refusal(source)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in hopper_rows():
+            file.writestr(f"{name}.npy", bytes(50_000_000) if name == "observations" else b"")
+    assert refusal(source)
+
+
+def ogbench_rows(lengths=(3, 2)):
+    """OGBench's layout: the last row of each trajectory is a state without a successor. Row i observes i."""
+    count = sum(lengths)
+    terminals = np.zeros(count, np.float32)
+    terminals[np.cumsum(lengths) - 1] = 1
+    return {
+        "observations": np.repeat(np.arange(count)[:, None], 11, axis=1).astype(np.float64),
+        "actions": np.zeros((count, 3)),
+        "terminals": terminals,
+        "rewards": np.arange(count) - 1.0,
+        "masks": np.ones(count),
+    }
+
+
+def test_ogbench_trajectories_keep_their_last_state(tmp_path):
+    rows = ogbench_rows((4, 3, 2))
+    rows["masks"][1] = 0
+    np.savez(tmp_path / "data.npz", **rows)
+    data = load(f"ogbench:{tmp_path / 'data.npz'}")
+    assert first_numbers(data.observation) == [0, 1, 2, 4, 5, 7]
+    assert first_numbers(data.next_observation) == [1, 2, 3, 5, 6, 8]
+    assert data.reward.tolist() == [-1, 0, 1, 3, 4, 6]
+    assert data.terminated.tolist() == [False, True, False, False, False, False]
+    assert data.truncated.tolist() == [False, False, True, False, True, True]
+
+
+def test_bad_ogbench_archives_are_refused(tmp_path):
+    source = f"ogbench:{tmp_path / 'data.npz'}"
+    for change, words in (
+        ({"terminals": np.ones(5)}, "every row ends a trajectory"),
+        ({"terminals": np.full(5, 0.5)}, "values 0 or 1"),
+        ({"actions": np.zeros((4, 3))}, "4 actions for 5 terminals"),
+        ({"masks": np.full(5, 2.0)}, "values 0 or 1"),
+        ({"rewards": np.full(5, np.nan)}, "NaN"),
+    ):
+        np.savez(tmp_path / "data.npz", **ogbench_rows() | change)
+        assert words in refusal(source)
+    rows = ogbench_rows()
+    del rows["rewards"]
+    np.savez(tmp_path / "data.npz", **rows)
+    assert "no rewards: choose one of OGBench's tasks" in refusal(source)
+    assert "no name" in refusal("ogbench:../secret")
+
+
+def test_an_ogbench_task_has_the_rewards_and_masks_of_its_package(tmp_path):
+    ogbench = pytest.importorskip("ogbench")
+    name = "pointmaze-medium-navigate-singletask-task1-v0"
+    environment = environments.make(tasks.find(name))
+    rows = {"observations": [], "actions": [], "terminals": [], "qpos": [], "qvel": []}
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        environment.reset(0)
+        for step in range(20):
+            simulation = environment.raw.unwrapped.data
+            goal = environment.raw.unwrapped.cur_goal_xy
+            place = goal + rng.normal(0, 0.3, 2) if step > 10 else simulation.qpos.copy()
+            rows["observations"].append(place)
+            rows["qpos"].append(place)
+            rows["qvel"].append(simulation.qvel.copy())
+            rows["actions"].append(rng.uniform(-1, 1, 2))
+            rows["terminals"].append(float(step == 19))
+    path = tmp_path / "data.npz"
+    for file in (path, tmp_path / "data-val.npz"):  # their loader wants both
+        np.savez(file, **{key: np.array(value, np.float32) for key, value in rows.items()})
+    _, theirs, _ = ogbench.make_env_and_datasets(name, dataset_path=str(path))
+    data = load(f"ogbench:{path}", name)
+    np.testing.assert_array_equal(data.observation, theirs["observations"])
+    np.testing.assert_array_equal(data.next_observation, theirs["next_observations"])
+    np.testing.assert_array_equal(data.reward, theirs["rewards"])
+    np.testing.assert_array_equal(1 - data.terminated, theirs["masks"])
+    assert 0 < data.terminated.mean() < 1
+
+
+def test_terminals_of_an_environment_that_never_terminates_are_time_limits(tmp_path):
+    rows = hopper_rows() | {"observations": np.zeros((7, 17)), "actions": np.zeros((7, 6))}
+    np.savez(tmp_path / "data.npz", **rows)
+    data = load(f"npz:{tmp_path / 'data.npz'}", "halfcheetah-medium")
+    assert not data.terminated.any()
+    assert data.metadata["terminals_that_are_time_limits"] == 1
+    assert len(data.starts) == 2
 
 
 # ----------------------------------------------------------------------------- the card
@@ -753,7 +870,7 @@ def test_the_card_counts_what_is_there(write):
     rows["actions"][0, 0] = 1.25
     task = tasks.find("hopper-medium")
     data = load(write(rows))
-    card = datasets.card(data, task)
+    card = cards.card(data, task)
     assert json.loads(json.dumps(card)) == card
     assert card["task"] == "hopper-medium"
     assert card["source"] == data.source
@@ -767,7 +884,7 @@ def test_the_card_counts_what_is_there(write):
     assert card["nans"] == 0
     np.testing.assert_allclose(card["observation_mean"], data.observation.mean(axis=0))
     np.testing.assert_allclose(card["observation_std"], data.observation.std(axis=0), rtol=1e-5)
-    text = datasets.format_card(card)
+    text = cards.format_card(card)
     for told in ("1 entries clipped", "7 rows; dropped: 1 without a successor", "1 terminated, 1 truncated"):
         assert told in text
     assert len({line.index(line.split()[1]) for line in text.splitlines()}) == 1  # aligned
@@ -775,11 +892,11 @@ def test_the_card_counts_what_is_there(write):
 
 def test_the_card_lists_few_reward_values(write):
     task = tasks.find("door-binary")
-    card = datasets.card(load(write(door_rows()), task.name), task)
+    card = cards.card(load(write(door_rows()), task.name), task)
     assert card["reward_values"] == {"-1": 4, "0": 1}
     assert card["success_episodes"] == 1
     assert card["success_rate"] == 0.5
-    assert "-1: 4, 0: 1" in datasets.format_card(card)
+    assert "-1: 4, 0: 1" in cards.format_card(card)
 
 
 def test_data_in_other_units_are_brought_to_unit_actions(write):

@@ -1,0 +1,194 @@
+"""Prior data: a source string -> validated transitions of a task.
+
+Each source's reader (sources.py) yields rows of source episodes; `_assemble` turns them into transitions of the task by
+rules that are the same for every source:
+
+- A row needs its successor. Where the source does not store it, it is the next row of the same source episode; the last
+  row of an episode is dropped, unless the task terminated there (its successor is then its own observation, which no
+  target uses). No transition joins two episodes.
+- `terminated` is a true end of the task, `truncated` any other end of an episode: a time limit, a cut, the end of the
+  file. Every episode ends with exactly one of them.
+- Tasks that reach a goal are relabelled from the positions: reward 1 and terminated where the goal pursued is reached,
+  else 0. The task is over then, so rows that start at the goal (an agent resting there) are dropped.
+- Binary Adroit is relabelled from the observations: reward 0 where solved, else -1, never terminated.
+- Where the task's environment never terminates, a terminal in the data is a time limit.
+- Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
+  clips as well. Beyond +-10 they are no actions of such an environment, and refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common import environments, recipes
+from common.datasets.sources import READERS, Rows, fingerprint, validate
+from common.errors import Refused
+from common.replay import Batch
+from common.tasks import Task
+
+ACTION_MARGIN = 1e-5
+"""Batches hold actions in +-(1 - margin), where a tanh policy has a finite log-density; every author's code does so."""
+_ARRAYS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Transitions in the order in which they were collected, episode after episode."""
+
+    observation: np.ndarray
+    """float32 [n, observation]"""
+    action: np.ndarray
+    """float32 [n, action], in [-1, 1]"""
+    reward: np.ndarray
+    """float32 [n], raw: before the task's scale and shift"""
+    terminated: np.ndarray
+    """bool [n]: the task ended after this row"""
+    truncated: np.ndarray
+    """bool [n]: the episode ended after this row, but not the task"""
+    next_observation: np.ndarray
+    """float32 [n, observation]"""
+    success: np.ndarray
+    """bool [n]: the goal is reached or the object in place after the action; all False where that is unknown"""
+    source: str
+    """Where it came from, as "kind:name"."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the reader counted and what the source says about itself; JSON-able."""
+
+    def __len__(self) -> int:
+        """The number of transitions."""
+        return len(self.reward)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [episodes]: the first row of each episode."""
+        return np.flatnonzero(np.concatenate([[True], (self.terminated | self.truncated)[:-1]]))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, types, shapes and contents of the arrays: equal data, equal fingerprint."""
+        return fingerprint(self, _ARRAYS)
+
+    def batch(self, task: Task) -> Batch:
+        """All transitions with the task's training reward and mask, as float32 arrays on the host."""
+        limit = np.float32(1 - ACTION_MARGIN)
+        return Batch(
+            observation=self.observation,
+            action=self.action.clip(-limit, limit),
+            reward=np.float32(task.reward_scale) * self.reward + np.float32(task.reward_shift),
+            mask=1 - self.terminated.astype(np.float32),
+            next_observation=self.next_observation,
+        )
+
+
+def load(task: Task, source: str | None = None, progress: recipes.Progress | None = None) -> Dataset | None:
+    """The task's prior data from `source`, by default the task's own; None for a Gymnasium id without a source.
+
+    `progress` is called while a recipe makes its data: see `recipes.make`.
+    """
+    source = source or task.default_dataset
+    if source is None:
+        if task.family == "gym":
+            return None
+        raise Refused(f"{task.name} has no downloadable data: give a file of D4RL's with --dataset d4rl:FILE.hdf5")
+    kind, _, name = source.partition(":")
+    if kind not in (*READERS, "recipe") or not name:
+        raise Refused(
+            f"unknown dataset source {source!r}: the sources are minari:ID, d4rl:FILE.hdf5, npz:FILE.npz, "
+            "ogbench:NAME, recipe:NAME (vd4rl:FOLDER holds images, which no algorithm here learns from yet)"
+        )
+    if kind == "recipe":
+        rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
+    else:
+        rows = READERS[kind](task, source, name)
+    return _assemble(task, source, rows)
+
+
+def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
+    """Validated rows as transitions of the task: the rules at the top of this file."""
+    validate(source, rows)
+    environment = environments.open_form(task, rows.observation.shape[1], rows.action.shape[1])
+    try:
+        count = len(rows.reward)
+        observation, boundary = rows.observation, rows.boundary.copy()
+        boundary[-1] = True
+        if rows.next_observation is None:
+            known = ~boundary
+            next_observation = np.where(known[:, None], np.roll(observation, -1, axis=0), observation)
+        else:
+            known = np.ones(count, bool)
+            next_observation = rows.next_observation
+        reward, terminated = rows.reward, rows.terminal
+        time_limits = int(terminated.sum()) if task.never_terminates else 0
+        if time_limits:
+            terminated = np.zeros(count, bool)
+        keep = np.ones(count, bool)
+        if task.reaches_goal:
+            success = environment.reached(observation, next_observation) & known
+            reward, terminated = success.astype(np.float32), success
+            first = np.concatenate([[True], boundary[:-1]])
+            keep = first | ~environment.reached(observation, observation)
+        elif task.family == "ogbench":
+            success = rows.terminal
+        else:
+            success = solved(task, next_observation) & known
+            if task.family == "adroit-binary":
+                reward, terminated = success.astype(np.float32) - 1, np.zeros(count, bool)
+        resting = count - int(keep.sum())
+        keep &= known | terminated
+        if not keep.any():
+            raise Refused(f"{source}: no transition is left: every row lacks its successor or starts at the goal")
+
+        # Rows of one episode share a number: it rises wherever the next row does not continue this one.
+        episode = np.concatenate([[0], np.cumsum(boundary | terminated | ~keep)[:-1]])[keep]
+        end = np.concatenate([episode[1:] != episode[:-1], [True]])
+        action = environment.unscaled(rows.action)
+        outside = np.abs(action) > 1
+        metadata = rows.metadata | {
+            "rows": count,
+            "source_episodes": int(boundary.sum()),
+            "dropped_without_successor": count - resting - int(keep.sum()),
+            "dropped_at_goal": resting,
+            "terminals_that_are_time_limits": time_limits,
+            "actions_clipped": int(outside.sum()),
+            "actions_clipped_share": float(outside.mean()),
+            "action_largest": float(np.abs(action).max()),
+        }
+        dataset = Dataset(
+            observation=observation[keep],
+            action=action[keep].clip(-1, 1).astype(np.float32),
+            reward=reward[keep],
+            terminated=terminated[keep],
+            truncated=end & ~terminated[keep],
+            next_observation=next_observation[keep],
+            success=success[keep],
+            source=source,
+            metadata=metadata,
+        )
+        environments.check_maze(environment, dataset)
+        return dataset
+    finally:
+        environment.close()
+
+
+# gymnasium_robotics/envs/adroit_hand/adroit_*.py, step(): when the object is where it should be, in observations.
+_NAIL_IN = np.array([0.04067961, -0.00362358], np.float32)
+"""m: x and y of the nail driven in. The hammer's observation has the nail's position and not its goal, which differs
+between episodes in height only, as the nail does."""
+
+
+def solved(task: Task, observation: np.ndarray) -> np.ndarray:
+    """bool [n]: whether Adroit's object is where it should be in each observation [n, observation]; else all False."""
+    match task.environment:
+        case "AdroitHandDoor-v1":
+            return observation[:, 28] >= 1.35
+        case "AdroitHandHammer-v1":
+            return np.linalg.norm(observation[:, 42:44] - _NAIL_IN, axis=1) < 0.01
+        case "AdroitHandPen-v1":
+            aligned = np.sum(observation[:, 33:36] * observation[:, 36:39], axis=1) > 0.95
+            return aligned & (np.linalg.norm(observation[:, 39:42], axis=1) < 0.075)
+        case "AdroitHandRelocate-v1":
+            return np.linalg.norm(observation[:, 36:39], axis=1) < 0.1
+    return np.zeros(len(observation), bool)

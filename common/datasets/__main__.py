@@ -1,0 +1,132 @@
+"""Prior data from the command line: what there is, what is on this machine, what a file holds.
+
+    python -m common.datasets list
+    python -m common.datasets info pointmaze-large
+    python -m common.datasets download antmaze-large-diverse
+    python -m common.datasets make pointmaze-medium --size 1000000
+    python -m common.datasets check door-human.hdf5 --env door-binary
+
+Exit status 2, with one line that says what is wrong, for whatever cannot be served.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from minari.storage.datasets_root_dir import get_dataset_path
+from rich.console import Console
+from rich.progress import Progress
+
+from common import datasets, recipes, tasks
+from common.datasets import cards, pixels
+from common.datasets.sources import is_here
+from common.errors import Refused
+
+CONSOLE = Console()
+Name = Annotated[str, tyro.conf.Positional]
+KINDS = {".hdf5": "d4rl", ".npz": "npz"}
+"""How the name of a file ends -> the kind of source it is taken for."""
+
+
+def list_tasks() -> None:
+    """The tasks with prior data: where each task's own come from, and whether they are on this machine."""
+    CONSOLE.print(f"{'task':<24} here  data")
+    for name in tasks.names():
+        task = tasks.find(name)
+        source = task.default_dataset
+        here = "yes" if source is not None and is_here(_place(source)) else ""
+        CONSOLE.print(
+            f"{name:<24} {here:<4}  {source or 'a file of yours: --dataset'}", soft_wrap=True, highlight=False
+        )
+
+
+def info(name: Name) -> None:
+    """The card of a task's data, which must be on this machine.
+
+    Args:
+        name: A task.
+    """
+    task = tasks.find(name)
+    source = task.default_dataset
+    if source is None:
+        raise Refused(f"{name} has no data of its own: `check FILE --env {name}` shows a file's card")
+    if not is_here(_place(source)):
+        how = "make" if source.startswith("recipe:") else "download"
+        raise Refused(f"{source} is not on this machine: python -m common.datasets {how} {name}")
+    _show(task, source)
+
+
+def download(name: Name) -> None:
+    """Fetch a task's published data, unless they are on this machine already, and show their card.
+
+    Args:
+        name: A task.
+    """
+    task = tasks.find(name)
+    published = [f"{kind}:{where}" for kind, where in task.datasets.items() if kind in ("minari", "ogbench")]
+    if not published:
+        raise Refused(f"nobody publishes data for {name} that can be downloaded; `list` shows what there is")
+    _show(task, published[0])
+
+
+def make(name: Name, size: int | None = None, seed: int = 0) -> None:
+    """Make a recipe's data, unless they are on this machine already, and show their card.
+
+    Args:
+        name: A recipe; `list` shows them.
+        size: Transitions; by default the recipe's own number.
+        seed: Of everything random.
+    """
+    start = time.perf_counter()
+    with Progress(console=CONSOLE, transient=True) as progress:
+        bar = progress.add_task(f"making {name}", total=None)
+        identifier = recipes.make(
+            name, size, seed, lambda made, total: progress.update(bar, completed=made, total=total)
+        )
+    CONSOLE.print(f"minari:{identifier} in {get_dataset_path(identifier)} after {time.perf_counter() - start:.1f} s")
+    _show(tasks.find(name), f"minari:{identifier}")
+
+
+def check(what: Name, env: str) -> None:
+    """Read a file as a run would, and show the card or what is wrong with it.
+
+    Args:
+        what: A file of D4RL's (.hdf5), a NumPy archive (.npz), or a source such as ogbench:FILE.npz, vd4rl:FOLDER.
+        env: The task it is for; not used for vd4rl.
+    """
+    known = what.partition(":")[0] in (*datasets.READERS, "recipe", "vd4rl")
+    source = what if known or Path(what).suffix not in KINDS else f"{KINDS[Path(what).suffix]}:{what}"
+    if source.startswith("vd4rl:"):
+        text = cards.format_pixel_card(cards.pixel_card(pixels.load(source)))
+        CONSOLE.print(text, highlight=False, soft_wrap=True)
+        return
+    _show(tasks.find(env), source)
+
+
+def _place(source: str) -> str:
+    """The source where its data lie: a recipe's are a Minari data set."""
+    kind, _, name = source.partition(":")
+    return f"minari:{recipes.dataset_id(name)}" if kind == "recipe" else source
+
+
+def _show(task: tasks.Task, source: str) -> None:
+    data = datasets.load(task, source)
+    CONSOLE.print(cards.format_card(cards.card(data, task)), highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Serve one command."""
+    commands = {"list": list_tasks, "info": info, "download": download, "make": make, "check": check}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m common.datasets", description=__doc__)
+    except Refused as refusal:
+        print(f"common.datasets: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The data card: what a data set is, in numbers, printed at start and kept with the run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.datasets import Dataset
+from common.datasets.pixels import PixelDataset
+from common.tasks import Task
+
+# From the pages of the Adroit sets at minari.farama.org and the list of remote sets in Farama-Foundation/Minari#242.
+PUBLISHED = {
+    "door-human": (25, 6_729),
+    "hammer-human": (25, 11_310),
+    "door-expert": (5_000, 1_000_000),
+    "hammer-expert": (5_000, 1_000_000),
+    "antmaze-umaze": (1_430, 1_000_000),
+    "antmaze-medium-play": (1_000, 1_000_000),
+    "antmaze-medium-diverse": (1_000, 1_000_000),
+    "antmaze-large-play": (1_000, 1_000_000),
+    "antmaze-large-diverse": (1_000, 1_000_000),
+}
+"""Name of a published set, without its version -> its episodes and rows. Files that bear a name and hold something else
+circulate."""
+
+
+def difference_from_published(source: str, episodes: int, rows: int) -> str | None:
+    """In words, how a set that bears a published name differs from what was published; None if it does not."""
+    kind, _, name = source.partition(":")
+    if kind not in ("minari", "d4rl"):
+        return None
+    bare = name.removeprefix("D4RL/") if kind == "minari" else Path(name).stem
+    published = PUBLISHED.get(re.sub(r"[-_]v\d+$", "", bare.lower()).replace("/", "-").replace("_", "-"))
+    if published in (None, (episodes, rows)):
+        return None
+    return (
+        f"{episodes:,} episodes of {rows:,} rows in all, where the published set of this name has "
+        f"{published[0]:,} of {published[1]:,}"
+    )
+
+
+def card(dataset: Dataset, task: Task) -> dict[str, Any]:
+    """What a data set is, JSON-able: printed at start, kept with the run. Rewards and returns are raw."""
+    solved = np.logical_or.reduceat(dataset.success, dataset.starts)
+    values, counts = np.unique(dataset.reward, return_counts=True)
+    few = len(values) <= 5
+    arrays = (dataset.observation, dataset.action, dataset.reward, dataset.next_observation)
+    told = dataset.metadata
+    return {
+        "task": task.name,
+        **_episodes(dataset),
+        "differs_from_published": difference_from_published(dataset.source, told["source_episodes"], told["rows"]),
+        "reward_values": {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)}
+        if few
+        else None,
+        "reward_range": _floats((values[0], values[-1])),
+        "success_episodes": int(solved.sum()),
+        "success_rate": float(solved.mean()),
+        "success_share_of_steps": float(dataset.success.mean()),
+        "action_range": _floats((dataset.action.min(), dataset.action.max())),
+        "duplicates": _duplicates(np.concatenate([dataset.observation, dataset.action], axis=1)),
+        "nans": int(sum(np.count_nonzero(~np.isfinite(array)) for array in arrays)),
+        "observation_mean": _floats(dataset.observation.mean(axis=0, dtype=np.float64)),
+        "observation_std": _floats(dataset.observation.std(axis=0, dtype=np.float64)),
+        **told,
+    }
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The card as a few aligned lines, without the long fields."""
+    dropped = []
+    if card["dropped_without_successor"]:
+        dropped.append(f"{card['dropped_without_successor']:,} without a successor")
+    if card["dropped_at_goal"]:
+        dropped.append(f"{card['dropped_at_goal']:,} resting at the goal")
+    rows = f" of {card['rows']:,} rows; dropped: {', '.join(dropped)}" if dropped else ""
+    low, high = card["reward_range"]
+    rewards = card["reward_values"]
+    limits = card["terminals_that_are_time_limits"]
+    lines = _episode_lines(card)
+    lines["source"] += f" for {card['task']}"
+    lines["transitions"] += rows
+    lines["episodes"] += f" ({limits:,} terminals are time limits: this task never terminates)" if limits else ""
+    lines |= {
+        "reward": (
+            ", ".join(f"{value}: {count:,}" for value, count in rewards.items())
+            if rewards
+            else f"{low:.4g} to {high:.4g}"
+        ),
+        "success": (
+            f"{card['success_episodes']:,} of {card['episodes']:,} episodes ({card['success_rate']:.1%}), "
+            f"{card['success_share_of_steps']:.1%} of the steps"
+        ),
+        "action": (
+            f"{card['actions_clipped']:,} entries clipped to [-1, 1] ({card['actions_clipped_share']:.1%}, "
+            f"largest {card['action_largest']:.3g})"
+            if card["actions_clipped"]
+            else "{:.3g} to {:.3g}".format(*card["action_range"])
+        ),
+        "duplicates": f"{card['duplicates']:,} pairs of observation and action",
+    }
+    if card["differs_from_published"]:
+        lines["WARNING"] = f"not the published data: {card['differs_from_published']}"
+    return _aligned(lines)
+
+
+def _duplicates(rows: np.ndarray) -> int:
+    """How many rows repeat an earlier one: float32 [n, width], compared by a 64-bit hash of their bits."""
+    weights = np.random.default_rng(0).integers(0, 2**64, rows.shape[1], dtype=np.uint64, endpoint=False) | np.uint64(1)
+    words = np.ascontiguousarray(rows).view(np.uint32)
+    hashes = np.zeros(len(rows), np.uint64)
+    for word, weight in zip(words.T, weights, strict=True):
+        hashes = (hashes ^ word) * weight
+        hashes ^= hashes >> np.uint64(29)
+    return len(rows) - len(np.unique(hashes))
+
+
+def pixel_card(dataset: PixelDataset) -> dict[str, Any]:
+    """What a data set of images is, JSON-able."""
+    return {
+        **_episodes(dataset),
+        "frames": list(dataset.frames.shape),
+        "frame_bytes": dataset.frames.nbytes,
+        "action_range": _floats((dataset.action.min(), dataset.action.max())),
+        **dataset.metadata,
+    }
+
+
+def format_pixel_card(card: dict[str, Any]) -> str:
+    """The card of images as a few aligned lines."""
+    count, height, width, _ = card["frames"]
+    lines = _episode_lines(card) | {
+        "frames": f"{count:,} of {height} x {width} pixels, {card['frame_bytes'] / 1e6:,.1f} MB",
+        "action": "{:.3g} to {:.3g}".format(*card["action_range"]) + f"; {card['actions_clipped']:,} entries clipped",
+    }
+    return _aligned(lines)
+
+
+def _episodes(dataset: Dataset | PixelDataset) -> dict[str, Any]:
+    """What both kinds of data have: where they are from, how many episodes, how they end, what they return."""
+    starts = dataset.starts
+    lengths = np.diff(np.append(starts, len(dataset)))
+    returns = np.add.reduceat(dataset.reward.astype(np.float64), starts)
+    quantiles = (0, 0.25, 0.5, 0.75, 1)
+    return {
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint,
+        "transitions": len(dataset),
+        "episodes": len(starts),
+        "episode_length": dict(zip(("min", "median", "max"), _floats(np.quantile(lengths, (0, 0.5, 1))), strict=True)),
+        "terminated": int(dataset.terminated.sum()),
+        "truncated": int(dataset.truncated.sum()),
+        "return_quantiles": {f"{q:g}": float(np.quantile(returns, q)) for q in quantiles},
+        "return_mean": float(returns.mean()),
+    }
+
+
+def _episode_lines(card: dict[str, Any]) -> dict[str, str]:
+    length = card["episode_length"]
+    return {
+        "source": card["source"],
+        "fingerprint": f"sha256 {card['fingerprint'][:16]}",
+        "transitions": f"{card['transitions']:,}",
+        "episodes": (
+            f"{card['episodes']:,} of {length['min']:.0f} to {length['max']:.0f} steps "
+            f"(median {length['median']:.0f}); "
+            f"{card['terminated']:,} terminated, {card['truncated']:,} truncated"
+        ),
+        "return": " / ".join(f"{value:.4g}" for value in card["return_quantiles"].values()) + "  (min, quartiles, max)",
+    }
+
+
+def _aligned(lines: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<12} {text}" for name, text in lines.items())
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in values]

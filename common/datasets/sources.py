@@ -1,0 +1,462 @@
+"""The sources of prior data: what each kind of file holds, as rows of source episodes, before any task's rules.
+
+    minari:ID         a Minari data set, downloaded once into MINARI_DATASETS_PATH; MINARI_REMOTE chooses the host
+    d4rl:FILE.hdf5    D4RL's layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`
+    npz:FILE.npz      the same keys in a NumPy archive
+    ogbench:NAME      an OGBench data set, downloaded once into ~/.ogbench/data, or a file: ogbench:FILE.npz
+
+(`recipe:NAME` is a Minari data set made on this machine: recipes.py.) A file is read as arrays of numbers and nothing
+else: no pickle is loaded, and no code that a file names is run. Whatever cannot be read is refused in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import ssl
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import minari
+import numpy as np
+import rich.progress
+from minari.dataset.minari_dataset import parse_dataset_id
+from minari.dataset.minari_storage import MinariStorage
+from minari.storage.datasets_root_dir import get_dataset_path
+from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
+
+from common import environments
+from common.errors import Refused
+from common.tasks import Task
+
+ACTION_LIMIT = 10.0
+"""Actions beyond it are no actions of an environment with actions in [-1, 1]."""
+HOST_SECONDS = 4.0
+"""How long a dataset host may take to answer at all."""
+OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+OGBENCH_FOLDER = Path("~/.ogbench/data")
+"""OGBench's own folder, so that its downloads and ours are the same."""
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("timeouts", "next_observations")
+
+
+@dataclass
+class Rows:
+    """What a reader found: rows of source episodes, not yet validated."""
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminal: np.ndarray
+    """bool [n], as the source says"""
+    boundary: np.ndarray
+    """bool [n]: the next row belongs to another source episode"""
+    next_observation: np.ndarray | None = None
+    """None: the next row's observation"""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def validate(source: str, rows: Rows) -> None:
+    """Refuse rows that are not data; leave floats as float32 and flags as bool."""
+    count = len(rows.observation)
+    if not count:
+        raise Refused(f"{source} is empty: it has no transitions")
+    for name, dimensions in {"observation": 2, "next_observation": 2, "action": 2, "reward": 1}.items():
+        array = getattr(rows, name)
+        if array is None:
+            continue
+        if array.dtype.kind not in "fiub" or array.ndim != dimensions or 0 in array.shape:
+            raise Refused(f"{source}: {name}s are {array.dtype} {list(array.shape)}, expected numbers, {dimensions}-D")
+        if len(array) != count:
+            raise Refused(f"{source}: {len(array)} {name}s for {count} observations; the file is damaged or foreign")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        broken = ~np.isfinite(array)
+        if broken.any():
+            row = int(np.flatnonzero(broken.reshape(count, -1).any(axis=1))[0])
+            raise Refused(f"{source}: {int(broken.sum())} NaN or infinite {name} values, the first in row {row}")
+        setattr(rows, name, array)
+    if rows.next_observation is not None and rows.next_observation.shape != rows.observation.shape:
+        raise Refused(f"{source}: observations and next_observations differ in shape")
+    rows.terminal = flags(source, "episode ends", rows.terminal, count)
+    rows.boundary = flags(source, "episode ends", rows.boundary, count)
+    largest = float(np.abs(rows.action).max())
+    if largest > ACTION_LIMIT:
+        raise Refused(f"{source}: actions up to {largest:.3g}; expected them in [-1, 1] (a little more is clipped)")
+
+
+# ----------------------------------------------------------------------------- d4rl:FILE.hdf5, npz:FILE.npz
+
+
+def read_d4rl(task: Task, source: str, name: str) -> Rows:
+    """D4RL's HDF5 layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`."""
+    path = existing_file(source, name, "download one of D4RL's HDF5 files and give its path")
+    try:
+        with h5py.File(path, "r") as file:
+            present = [key for key in (*_NEEDED, *_OPTIONAL) if isinstance(file.get(key), h5py.Dataset)]
+            check_keys(source, _NEEDED, present, file)
+            arrays = {key: array_of(file[key]) for key in present}
+    except Refused:
+        raise
+    except Exception as error:  # h5py raises whatever a damaged file makes it raise
+        raise Refused(f"{source} cannot be read as HDF5 (truncated or another format): {one_line(error)}") from error
+    return rows_of(task, source, arrays)
+
+
+def read_npz(task: Task, source: str, name: str) -> Rows:
+    """A NumPy archive with the keys of D4RL's files."""
+    path = existing_file(source, name, "give the path of a NumPy archive with D4RL's keys")
+    return rows_of(task, source, archive(source, path, _NEEDED, _OPTIONAL))
+
+
+def rows_of(task: Task, source: str, arrays: dict[str, np.ndarray]) -> Rows:
+    """Rows from the arrays of D4RL's layout."""
+    for key in ("rewards", "terminals", "timeouts"):
+        # Some files store these as columns.
+        if key in arrays and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
+            arrays[key] = arrays[key][:, 0]
+    rows = Rows(
+        observation=arrays["observations"],
+        action=arrays["actions"],
+        reward=arrays["rewards"],
+        terminal=arrays["terminals"],
+        boundary=arrays.get("timeouts", np.zeros(len(arrays["rewards"]), bool)),
+        next_observation=arrays.get("next_observations"),
+    )
+    validate(source, rows)
+    # A goal reached does not end an episode of D4RL's mazes: the agent goes on to its next goal.
+    if not task.reaches_goal:
+        rows.boundary = rows.boundary | rows.terminal
+    if rows.next_observation is not None:
+        jump = np.abs(rows.next_observation[:-1] - rows.observation[1:]).max(axis=1) > 1e-6
+        rows.boundary = rows.boundary | np.append(jump, True)
+    elif "timeouts" not in arrays:
+        if task.reaches_goal or task.horizon is None:
+            raise Refused(f"{source} has neither timeouts nor next_observations: nothing says where its episodes end")
+        # D4RL's own rule for these files: an episode that did not terminate lasted until the time limit.
+        starts = np.concatenate([[0], np.flatnonzero(rows.terminal) + 1])
+        index = np.arange(len(rows.reward))
+        age = index - starts[np.searchsorted(starts, index, side="right") - 1]
+        rows.boundary = rows.boundary | (age % task.horizon == task.horizon - 1)
+    return rows
+
+
+def array_of(dataset: h5py.Dataset) -> np.ndarray:
+    """An HDF5 array, at least one-dimensional."""
+    check_expansion(dataset.name, dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size())
+    return np.atleast_1d(dataset[()])
+
+
+def check_expansion(name: str, claimed: int, stored: int) -> None:
+    """Raise ValueError for a damaged size, which must not fill the memory: no compression reaches 1:1100."""
+    if claimed > 1100 * stored + (1 << 20):
+        raise ValueError(f"{name} claims {claimed:,} bytes and holds {stored:,}")
+
+
+def archive(source: str, path: Path, needed: Collection[str], optional: Collection[str]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file under these names, each at least one-dimensional; nothing that needs a pickle."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
+            check_keys(source, needed, members, members)
+            arrays = {}
+            for key in (*needed, *optional):
+                if key not in members:
+                    continue
+                check_expansion(key, members[key].file_size, members[key].compress_size)
+                with file.open(members[key]) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+                    if version[0] not in read_header:
+                        raise ValueError(f"{key} is in version {version} of NumPy's format")
+                    shape, fortran, dtype = read_header[version[0]](stream)
+                    if dtype.hasobject:
+                        raise ValueError(f"{key} holds Python objects, which are not loaded")
+                    # Read by its own size, never by the size its header claims.
+                    content = stream.read()
+                array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+                arrays[key] = np.atleast_1d(array)
+            return arrays
+    except Refused:
+        raise
+    except Exception as error:  # zipfile and zlib raise whatever a damaged file makes them raise
+        raise Refused(f"{source} cannot be read as a NumPy archive (damaged or foreign): {one_line(error)}") from error
+
+
+def existing_file(source: str, name: str, remedy: str) -> Path:
+    """The file's path, if there is one."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise Refused(f"{source}: there is no such file; {remedy}")
+    return path
+
+
+def check_keys(source: str, needed: Collection[str], present: Collection[str], everything: Collection[str]) -> None:
+    """Refuse a file that lacks an array."""
+    missing = [key for key in needed if key not in present]
+    if missing:
+        found = ", ".join(sorted(map(str, everything))) or "nothing"
+        raise Refused(f"{source} has other keys than it should: no {' and '.join(missing)} in it (it has {found})")
+
+
+# ----------------------------------------------------------------------------- ogbench:NAME
+
+
+def read_ogbench(task: Task, source: str, name: str) -> Rows:
+    """OGBench's archives for one of its single-task environments, downloaded first where the file is missing.
+
+    Observations hold the last state of every trajectory, marked in `terminals`. Rewards and masks are OGBench's own:
+    `rewards` and `masks` of the file, else its package's relabelling. They are functions of the state acted in, so that
+    the task is over from the first state at the goal on. `terminal` is 1 - mask.
+    """
+    path = Path(name).expanduser() if name.endswith(".npz") else (OGBENCH_FOLDER / f"{name}.npz").expanduser()
+    if not path.is_file():
+        if name.endswith(".npz"):
+            raise Refused(f"{source}: there is no such file")
+        _download_ogbench(source, name, path)
+    states = ("qpos", "qvel", "button_states")
+    arrays = archive(source, path, ("observations", "actions", "terminals"), ("rewards", "masks", *states))
+    ends = flags(source, "terminals", arrays.pop("terminals"), len(arrays["observations"]))
+    ends[-1] = True
+    starts_something = ~ends
+    if not starts_something.any():
+        raise Refused(f"{source} has no transitions: every row ends a trajectory")
+    for key, array in arrays.items():
+        if len(array) != len(ends):
+            raise Refused(f"{source}: {len(array)} {key} for {len(ends)} terminals; the file is damaged or foreign")
+    is_next = np.append(False, starts_something[:-1])
+    rows = {key: array[starts_something] for key, array in arrays.items()}
+    if not {"rewards", "masks"} <= rows.keys():
+        rows |= _relabelled(task, source, rows)
+    terminal = 1 - flags(source, "masks", rows["masks"], len(rows["masks"])).astype(np.int8)
+    return Rows(
+        observation=rows["observations"],
+        action=rows["actions"],
+        reward=rows["rewards"],
+        terminal=terminal,
+        boundary=np.append(ends[1:], True)[starts_something],
+        next_observation=arrays["observations"][is_next],
+    )
+
+
+def _relabelled(task: Task, source: str, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`rewards` and `masks` of a single task, by OGBench's own rule."""
+    if task.family != "ogbench":
+        raise Refused(
+            f"{source} has no rewards: choose one of OGBench's tasks, such as "
+            "--env antmaze-large-navigate-singletask-task1-v0"
+        )
+    if "qpos" not in rows:
+        raise Refused(f"{source} has neither rewards and masks nor the states (qpos) from which they follow")
+    environment = environments.open_form(task)
+    try:
+        from ogbench.relabel_utils import relabel_dataset  # there, since the environment is
+
+        labelled = dict(rows)
+        relabel_dataset(task.environment, environment.raw, labelled)
+        return {key: labelled[key] for key in ("rewards", "masks")}
+    except Exception as error:  # whatever foreign states make it raise
+        raise Refused(f"{source} cannot be relabelled for {task.name}: {one_line(error)}") from error
+    finally:
+        environment.close()
+
+
+def flags(source: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """bool [count], from numbers that are 0 or 1."""
+    if array.shape != (count,) or array.dtype.kind not in "fiub" or not np.isin(array, (0, 1)).all():
+        raise Refused(f"{source}: {name} must be {count} values 0 or 1, not {array.dtype} {list(array.shape)}")
+    return array.astype(bool)
+
+
+def _download_ogbench(source: str, name: str, path: Path) -> None:
+    """Fetch one of OGBench's archives as a whole or not at all."""
+    url = f"{OGBENCH_URL}/{name}.npz"
+    offline = f"offline, put the file at {path} or name one with --dataset ogbench:FILE.npz"
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise Refused(f"{source} is no name of an OGBench data set")
+    if not answers(OGBENCH_URL):
+        raise Refused(f"{source} is not on this machine and {OGBENCH_URL} does not answer; {offline}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
+            part = Path(temporary) / path.name
+            with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
+                total = int(response.headers.get("Content-Length") or 0) or None
+                with rich.progress.wrap_file(response, total, description=name) as stream:
+                    shutil.copyfileobj(stream, file, 1 << 20)
+                if total is not None and part.stat().st_size != total:
+                    raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+            part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise Refused(f"{source} could not be downloaded from {url} ({one_line(error)}); {offline}") from error
+
+
+# ----------------------------------------------------------------------------- minari:ID
+
+
+def read_minari(task: Task, source: str, name: str) -> Rows:
+    """A Minari data set, from the local folder (MINARI_DATASETS_PATH), downloaded into it first where it is missing."""
+    try:
+        parse_dataset_id(name)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"{source} is not a Minari id: expected (namespace/)name-vN") from error
+    folder = get_dataset_path(name) / "data"
+    if not folder.is_dir():
+        _download_minari(source, name)
+    try:
+        metadata = MinariStorage.read_raw_metadata(folder)
+        # Without its spaces Minari would make the environment that the file names, which may be any code at all.
+        if not {"observation_space", "action_space"} <= metadata.keys():
+            raise Refused(f"{source}: {folder} does not say its spaces; delete it and load it again")
+        if metadata.get("minari_version") not in minari.supported_dataset_versions:
+            raise Refused(
+                f"{source} is of Minari {metadata.get('minari_version')}, which {minari.__version__} can't read"
+            )
+        columns: list[tuple[np.ndarray, ...]] = []
+        for number, episode in enumerate(_minari_episodes(folder, metadata)):
+            observation = episode["observations"]
+            keys = environments.flat_keys(task, observation) if isinstance(observation, dict) else None
+            observation = environments.flatten(observation, keys)
+            length = len(episode["rewards"])
+            if len(observation) != length + 1 or len(episode["actions"]) != length:
+                raise ValueError(f"episode {number} has {len(observation)} observations for {length} rewards")
+            last = np.arange(length) == length - 1
+            columns.append(
+                (
+                    observation[:-1],
+                    observation[1:],
+                    episode["actions"],
+                    episode["rewards"],
+                    episode["terminations"],
+                    last,
+                )
+            )
+        if not columns:
+            raise Refused(f"{source} is empty: it has no episodes")
+        joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    except Refused:
+        raise
+    except Exception as error:  # as above, in three file formats
+        raise Refused(f"{source}: {folder} cannot be read ({one_line(error)}); delete it and load it again") from error
+    observation, next_observation, action, reward, terminal, boundary = joined
+    told = ("dataset_id", "algorithm_name", "code_permalink", "env_spec", "ref_min_score", "ref_max_score", "recipe")
+    return Rows(
+        observation,
+        action,
+        reward,
+        terminal,
+        boundary,
+        next_observation,
+        metadata={key: metadata[key] for key in told if key in metadata},
+    )
+
+
+def _minari_episodes(folder: Path, metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Minari's episodes: `observations` [T + 1, ...] (an array or a dictionary of them), `actions` [T, ...]...."""
+    if metadata["data_format"] != "hdf5":
+        storage = MinariStorage.read(folder)
+        yield from storage.get_episodes(range(storage.total_episodes))
+        return
+    with h5py.File(folder / "main_data.hdf5", "r") as file:
+        for number in range(metadata["total_episodes"]):
+            group = file[f"episode_{number}"]
+            observations = group["observations"]
+            yield {key: array_of(group[key]) for key in ("actions", "rewards", "terminations")} | {
+                "observations": {key: array_of(part) for key, part in observations.items()}
+                if isinstance(observations, h5py.Group)
+                else array_of(observations)
+            }
+
+
+def _download_minari(source: str, name: str) -> None:
+    """Fetch a Minari data set as a whole or not at all."""
+    remote = os.environ.get("MINARI_REMOTE", DEFAULT_REMOTE)
+    kind = remote.partition("://")[0]
+    hosts = {"hf": os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "gcp": "https://storage.googleapis.com"}
+    offline = (
+        f"offline, a copy in {get_dataset_path(name)} (MINARI_DATASETS_PATH chooses the folder), "
+        "or a D4RL file (--dataset d4rl:FILE.hdf5) works"
+    )
+    if kind not in hosts:
+        raise Refused(f"MINARI_REMOTE is {remote!r}: expected hf://ORGANISATION or gcp://BUCKET")
+    if not answers(hosts[kind]):
+        raise Refused(f"{source} is not on this machine and {hosts[kind]} does not answer; {offline}")
+    target = get_dataset_path(name)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=get_dataset_path()) as temporary:
+            get_cloud_storage().download_dataset(name, Path(temporary))
+            if not (Path(temporary) / name / "data").is_dir():
+                raise Refused(f"{source}: {remote} has no such data set; `minari list remote` shows what it has")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(Path(temporary) / name, target)
+    except Refused:
+        raise
+    except Exception as error:  # the client libraries of two clouds, and the disk
+        raise Refused(f"{source} could not be downloaded from {remote} ({one_line(error)}); {offline}") from error
+
+
+def is_here(source: str) -> bool:
+    """Whether the data of "minari:ID" or "ogbench:NAME" are on this machine."""
+    kind, _, name = source.partition(":")
+    if kind == "ogbench":
+        return (OGBENCH_FOLDER / f"{name}.npz").expanduser().is_file()
+    return (get_dataset_path(name) / "data").is_dir()
+
+
+def answers(url: str, seconds: float = HOST_SECONDS) -> bool:
+    """Whether a host answers at all, proxies respected. Minari itself would try for 23 seconds and fill the screen."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # an answer, if not a friendly one
+        except urllib.error.URLError as error:
+            # Python's certificates may lack the host's issuer where the client library's have it.
+            if not isinstance(error.reason, ssl.SSLCertVerificationError):
+                return
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answered.set()
+
+    # A thread, because no timeout bounds the look-up of a name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def fingerprint(data: Any, names: Sequence[str]) -> str:
+    """sha256 over names, types, shapes and contents of these arrays of `data`."""
+    digest = hashlib.sha256()
+    for name in names:
+        array = np.ascontiguousarray(getattr(data, name))
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as part of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+Reader = Callable[[Task, str, str], Rows]
+READERS: dict[str, Reader] = {
+    "minari": read_minari,
+    "d4rl": read_d4rl,
+    "npz": read_npz,
+    "ogbench": read_ogbench,
+}
+"""Kind of source -> its reader, called with the task, the whole source string and the part after the colon."""
