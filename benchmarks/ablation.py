@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import publish
+
 VARIANTS = {
     "RLPD": [],
     "without LayerNorm": ["--no-layer-norm"],
@@ -40,7 +42,7 @@ STYLES = {
     "SACfD": "-.",
     "one update per step": (0, (5, 1, 1, 1, 1, 1)),
 }
-RESULTS = Path(__file__).parent / "results"
+MARKERS = "os^Dv"
 ROOT = Path(__file__).parents[1]
 
 
@@ -86,18 +88,22 @@ def collect(ablation: Ablation, folders: dict[str, Path]) -> list[dict[str, str 
 
 
 def draw(rows: list[dict], path: Path, title: str) -> None:
-    """Mean score of every variant against steps, with the range over seeds shaded."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    """Mean score of every variant against steps; at the right, the final score of every seed."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    last = max(int(r["step"]) for r in rows)
     for index, name in enumerate(VARIANTS):
         mine = [r for r in rows if r["variant"] == name]
         steps = sorted({int(r["step"]) for r in mine})
         scores = np.array([[float(r["score"]) for r in mine if int(r["step"]) == step] for step in steps])
         axes.plot(steps, scores.mean(1), color=f"C{index}", linestyle=STYLES[name], linewidth=2, label=name)
-        axes.fill_between(steps, scores.min(1), scores.max(1), color=f"C{index}", alpha=0.12, linewidth=0)
-    axes.set(xlabel="environment steps", ylabel="evaluation success, %", title=title, ylim=(-3, 103))
+        place = last * (1.03 + 0.025 * index)
+        axes.plot([place] * scores.shape[1], scores[-1], MARKERS[index], color=f"C{index}", markersize=5, alpha=0.7)
+    axes.axvline(last * 1.01, color="grey", linewidth=0.8)
+    axes.set(xlabel="environment steps", ylabel="evaluation success, %", title=title, ylim=(-4, 104))
+    axes.set_xticks([t for t in axes.get_xticks() if 0 <= t <= last])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=150)
 
 
@@ -119,24 +125,21 @@ def main(ablation: Ablation) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         folders = dict(zip(VARIANTS, pool.map(on_a_share, VARIANTS), strict=True))
     rows = collect(ablation, folders)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"rlpd_ablation_{ablation.env}"
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
     configs = {name: json.loads((folder / "config.json").read_text()) for name, folder in folders.items()}
     first = configs["RLPD"]
-    about = {
-        "command": "python -m benchmarks.ablation " + " ".join(sys.argv[1:]),
-        "arguments": {name: [a for a in c["arguments"] if a != str(folders[name])] for name, c in configs.items()},
-        "commits": sorted({str(c["commit"]) for c in configs.values()}),
-        "versions": first["versions"],
-        "device": first["device"],
-        "dataset": {k: first["dataset"][k] for k in ("source", "fingerprint", "transitions")},
-    }
-    stem.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
-    draw(rows, stem.with_suffix(".png"), f"RLPD on {ablation.env}: mean and range of {ablation.num_seeds} seeds")
+    stem = publish(
+        f"rlpd_ablation_{ablation.env}",
+        rows,
+        f"python -m benchmarks.ablation --env {ablation.env} --num-seeds {ablation.num_seeds} --jobs {ablation.jobs}",
+        flags={name: " ".join(flags) for name, flags in VARIANTS.items()},
+        commits=sorted({str(c["commit"]) for c in configs.values()}),
+        dataset={k: first["dataset"][k] for k in ("source", "fingerprint", "transitions")},
+    )
+    draw(
+        rows,
+        stem.with_suffix(".png"),
+        f"RLPD on {ablation.env}: mean of {ablation.num_seeds} seeds, and their final scores",
+    )
 
     table = Table("variant", "final score by seed", "mean", "mean over all evaluations")
     last = max(int(r["step"]) for r in rows)

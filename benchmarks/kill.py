@@ -8,8 +8,6 @@ Every trial starts the same command, sends SIGKILL after a random share of the u
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import re
 import subprocess
@@ -21,10 +19,9 @@ from pathlib import Path
 
 import tyro
 
-from common.runs import commit, device, versions
+from benchmarks.results import publish
 
 RLPD = Path(__file__).parents[1] / "algorithms" / "rlpd.py"
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -82,19 +79,7 @@ def main(kill: Kill) -> None:
             }
             rows.append(row)
             print(row, flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "kill.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    about = {
-        "command": f"python -m benchmarks.kill --trials {kill.trials}",
-        "arguments": kill.arguments,
-        "commit": commit(),
-        "versions": versions(),
-        "device": device(),
-    }
-    (RESULTS / "kill.json").write_text(json.dumps(about, indent=2) + "\n")
+    publish("kill", rows, f"python -m benchmarks.kill --trials {kill.trials}", arguments=kill.arguments)
     good = sum(r["status"] == 0 and r["metrics_equal"] and r["evaluations_equal"] for r in rows)
     print(f"{good} of {len(rows)} runs resumed and equal the undisturbed one")
     raise SystemExit(good != len(rows))

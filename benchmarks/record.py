@@ -15,8 +15,10 @@ from typing import Any
 
 import tyro
 
+from benchmarks.results import FOLDER
+from common.runs import write_json
+
 LONG = ("observation_mean", "observation_std", "env_spec")
-RESULTS = Path(__file__).parent / "results"
 
 
 def about(run: Path) -> dict[str, Any]:
@@ -45,10 +47,10 @@ def main(run: tyro.conf.Positional[Path], name: tyro.conf.Positional[str]) -> No
     """Write the three files."""
     if not (run / "summary.json").exists():
         raise SystemExit(f"{run}: not a finished run (no summary.json in it)")
-    RESULTS.mkdir(exist_ok=True)
-    shutil.copy(run / "eval.csv", RESULTS / f"{name}.csv")
-    shutil.copy(run / "curve.png", RESULTS / f"{name}.png")
-    (RESULTS / f"{name}.json").write_text(json.dumps(about(run), indent=2) + "\n")
+    FOLDER.mkdir(exist_ok=True)
+    shutil.copy(run / "eval.csv", FOLDER / f"{name}.csv")
+    shutil.copy(run / "curve.png", FOLDER / f"{name}.png")
+    write_json(FOLDER / f"{name}.json", about(run))
 
 
 if __name__ == "__main__":

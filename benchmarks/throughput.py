@@ -10,7 +10,6 @@ alongside. A table is printed; rows go to benchmarks/results/throughput_SIZE_BAC
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import statistics
@@ -30,12 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms.rlpd import RLPD, Config
+from benchmarks.results import publish
 from common import environments, tasks
+from common.machine import cores
 from common.programs import Learner, Programs
 from common.replay import Batch, Replay
-from common.runs import commit, cores, device, versions
 
-RESULTS = Path(__file__).parent / "results"
 OBSERVATION, ACTION = 29, 8
 """AntMaze, as in the paper."""
 PRIOR, CAPACITY = 200_000, 100_000
@@ -286,22 +285,13 @@ def report(
     for row in rows:
         table.add_row(*("" if v is None else v if isinstance(v, str) else f"{v:.3g}" for v in row.values()))
     Console(width=140).print(table)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"throughput_{options.size}_{jax.default_backend()}"
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    about = {
-        "command": "python -m benchmarks.throughput "
-        + " ".join(f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]),
-        "commit": commit(),
-        "peer": None if options.against is None else peer_commit(options.against),
-        "versions": versions(),
-        "device": device(),
-        "gflop_per_step": flops(config) / 1e9,
-    }
-    stem.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    publish(
+        f"throughput_{options.size}_{jax.default_backend()}",
+        rows,
+        "python -m benchmarks.throughput " + " ".join(f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]),
+        peer=None if options.against is None else peer_commit(options.against),
+        gflop_per_step=flops(config) / 1e9,
+    )
 
 
 def peer_commit(checkout: Path) -> str:

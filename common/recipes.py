@@ -5,18 +5,28 @@ waypoint approached by proportional-derivative control with noise; reaching that
 one starts elsewhere (D4RL's goes on from where it is). The planner's goal is not recorded: observations have 4 numbers,
 and rewards are those of the task's one goal, which few episodes pass. Fu et al., 2020, and D4RL's
 scripts/generation/generate_maze2d_datasets.py.
+
+`antmaze-*`: D4RL's AntMaze. A controller that walks an ant in a commanded direction (ant.py) follows waypoints to a
+goal and stays there until the time limit, with Gaussian noise of 0.2 on every action. `umaze`: from the task's start to
+its goal; `play`: from anywhere to goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. The goal pursued
+is not recorded: observations have 29 numbers, and rewards are those of the task's one goal. Unlike D4RL's, an episode
+ends soon after the ant has fallen on its back, from where it cannot rise. Fu et al., 2020, and D4RL's
+scripts/generation/generate_ant_maze_datasets.py and relabel_antmaze_rewards.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +38,18 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from common import environments, tasks
+from common import environments, mazes, tasks
+from common.ant import Controller
 from common.environments import Environment
 from common.errors import Refused
+from common.machine import cores
 
 Progress = Callable[[int, int], None]
 """Called now and then with the transitions made so far and in all."""
 
-Cell = tuple[int, int]
-"""Row and column of a maze."""
-
 NAMESPACE = "headstart"
-_SIZE = 100_000
-"""Transitions made by default."""
+SIZES = {"pointmaze": 100_000, "antmaze": 1_000_000}
+"""Family -> transitions made by default."""
 _VERSION = 0
 """Of the generation code: raised when the same name and seed would give other data."""
 
@@ -52,6 +61,21 @@ _NEAR = 0.1
 """m: how close a waypoint counts as passed."""
 _OBSERVED_GOAL_SIZE = 6
 """Observation size of PointMaze with its goal, which the planner needs."""
+
+_WALKING_NOISE = 0.2
+"""Standard deviation of the Gaussian noise on the ant's actions, before clipping."""
+_LOOK_EVERY = 5
+"""Steps of the ant between waypoints."""
+_FALLEN = 20
+"""Steps on its back after which an ant's episode ends."""
+_PLAY_GOALS = {
+    "medium": ((2, 6), (5, 1), (6, 5)),
+    "large": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
+}
+"""Maze -> the cells picked by hand: those marked as goals in D4RL's maps (d4rl/locomotion/maze_env.py)."""
+_FEW = 5000
+"""Transitions that are made before other processes have started."""
+
 _TEMPORARY = ".recipe-"
 """How the names of folders begin in which data are written."""
 _STALE = 86_400
@@ -67,7 +91,8 @@ def names() -> list[str]:
 
 def dataset_id(name: str, size: int | None = None, seed: int = 0) -> str:
     """The Minari id under which a recipe's data lie; it says the size and seed where they are not the default."""
-    variant = (f"-size{size}" if size not in (None, _SIZE) else "") + (f"-seed{seed}" if seed else "")
+    usual = SIZES[tasks.find(name).family]
+    variant = (f"-size{size}" if size not in (None, usual) else "") + (f"-seed{seed}" if seed else "")
     return f"{NAMESPACE}/{name}{variant}-v{_VERSION}"
 
 
@@ -78,28 +103,19 @@ def make(name: str, size: int | None = None, seed: int = 0, progress: Progress |
     """
     if name not in names():
         raise Refused(f"unknown recipe {name!r}: the recipes are {', '.join(names())}")
-    size = _SIZE if size is None else size
+    task = tasks.find(name)
+    size = SIZES[task.family] if size is None else size
     if size < 1 or seed < 0:
         raise Refused(f"recipe {name}: size must be positive and seed not negative, not {size} and {seed}")
     identifier = dataset_id(name, size, seed)
-    recipe = {
-        "name": name,
-        "size": size,
-        "seed": seed,
-        "version": _VERSION,
-        "code": "common/recipes.py",
-        "gain": _GAIN,
-        "damping": _DAMPING,
-        "noise": _NOISE,
-        "near": _NEAR,
-    }
+    generate, parameters = _GENERATORS[task.family]
+    recipe = {"name": name, "size": size, "seed": seed, "version": _VERSION, "code": "common/recipes.py", **parameters}
     try:
         if _is_there(identifier, recipe):
             return identifier
-        task = tasks.find(name)
         environment = environments.make(task)
         try:
-            _write(identifier, recipe, _plan(environment, size, seed, progress), environment)
+            _write(identifier, recipe, generate(environment, size, seed, progress), environment)
         finally:
             environment.close()
     except (OSError, RuntimeError) as error:  # h5py reports a disk that fills up as either
@@ -136,10 +152,9 @@ def _write(identifier: str, recipe: dict[str, Any], episodes: list[EpisodeBuffer
         _ensure_room(Path(temporary) / "room", episodes)
         folder = Path(temporary) / "dataset"
         folder.mkdir()
-        space = environment.raw.observation_space
         storage = MinariStorage.new(
             folder / "data",
-            observation_space=Box(-np.inf, np.inf, space["observation"].shape, np.float32),
+            observation_space=Box(-np.inf, np.inf, (environment.observation_size,), np.float32),
             action_space=environment.raw.action_space,
             env_spec=environment.raw.spec,
         )
@@ -147,7 +162,7 @@ def _write(identifier: str, recipe: dict[str, Any], episodes: list[EpisodeBuffer
             {
                 "dataset_id": identifier,
                 "minari_version": minari.__version__,
-                "algorithm_name": "waypoint planner with proportional-derivative control",
+                "algorithm_name": recipe["policy"],
                 "author": {"Headstart"},
                 "description": f"{recipe['size']} transitions of recipe {recipe['name']}, seed {recipe['seed']}",
                 "ref_min_score": _SCORES[0],
@@ -175,7 +190,8 @@ def _remove_stale(root: Path) -> None:
 def _ensure_room(scratch: Path, episodes: list[EpisodeBuffer]) -> None:
     """Raise OSError if the disk cannot take the episodes: HDF5 does not recover from finding out while it writes."""
     transitions = sum(len(episode.rewards) for episode in episodes)
-    size = 100 * transitions + 20_000 * len(episodes)  # bytes, a little more than Minari's files have
+    row = sum(array[0].nbytes for array in (episodes[0].observations, episodes[0].actions))
+    size = (row + 50) * transitions + 20_000 * len(episodes)  # bytes, a little more than Minari's files have
     with scratch.open("wb") as file:
         for written in range(0, size, 1 << 20):
             file.write(bytes(min(1 << 20, size - written)))
@@ -201,9 +217,8 @@ def _plan(environment: Environment, size: int, seed: int, progress: Progress | N
         limit = min(planner.horizon, size - made)
         noise = rng.normal(0.0, _NOISE, (limit, 2)).tolist()
         goal = observation[4:].tolist()
-        cells = _shortest_path(
-            maze.maze_map, tuple(maze.cell_xy_to_rowcol(observation[:2])), tuple(maze.cell_xy_to_rowcol(goal))
-        )
+        steps = mazes.steps_to(maze.maze_map, tuple(maze.cell_xy_to_rowcol(goal)))
+        cells = mazes.path(steps, tuple(maze.cell_xy_to_rowcol(observation[:2])))
         waypoints = [*(maze.cell_rowcol_to_xy(cell).tolist() for cell in cells[1:-1]), goal]
         observations, actions, terminated = [observation], [], False
         passed = 0
@@ -221,17 +236,7 @@ def _plan(environment: Environment, size: int, seed: int, progress: Progress | N
             observations.append(step.next_observation)
             actions.append(action)
             terminated = step.terminated
-        recorded = np.array(observations)[:, :4]
-        last = np.arange(len(actions)) == len(actions) - 1
-        episodes.append(
-            EpisodeBuffer(
-                observations=recorded,
-                actions=np.array(actions),
-                rewards=environment.reached(recorded[:-1], recorded[1:]).astype(np.float64),
-                terminations=np.zeros(len(actions), bool),
-                truncations=last,
-            )
-        )
+        episodes.append(_episode(environment, np.array(observations)[:, :4], np.array(actions)))
         made += len(actions)
         if progress is not None:
             progress(made, size)
@@ -239,17 +244,130 @@ def _plan(environment: Environment, size: int, seed: int, progress: Progress | N
     return episodes
 
 
-def _shortest_path(layout: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
-    """The cells (row, column) from start to goal, both included, through cells that are not walls."""
-    came_from: dict[Cell, Cell | None] = {goal: None}
-    queue = deque([goal])
-    while queue and start not in came_from:
-        row, column = cell = queue.popleft()
-        for neighbour in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
-            if layout[neighbour[0]][neighbour[1]] != 1 and neighbour not in came_from:
-                came_from[neighbour] = cell
-                queue.append(neighbour)
-    path = [start]
-    while (following := came_from[path[-1]]) is not None:
-        path.append(following)
-    return path
+def _episode(environment: Environment, observations: np.ndarray, actions: np.ndarray) -> EpisodeBuffer:
+    """An episode cut after its last row: observations [T + 1, o], actions [T, a], the rewards of the task's goal."""
+    return EpisodeBuffer(
+        observations=observations,
+        actions=actions,
+        rewards=environment.reached(observations[:-1], observations[1:]).astype(np.float64),
+        terminations=np.zeros(len(actions), bool),
+        truncations=np.arange(len(actions)) == len(actions) - 1,
+    )
+
+
+# ----------------------------------------------------------------------------- AntMaze
+
+
+def _walk_all(environment: Environment, size: int, seed: int, progress: Progress | None) -> list[EpisodeBuffer]:
+    """Episodes of walking ants, `size` transitions in all, on every core; the last one is cut there."""
+    episodes, made = [], 0
+    for observations, actions in _walks(environment.task.name, size, seed):
+        length = min(len(actions), size - made)
+        episodes.append(_episode(environment, observations[: length + 1], actions[:length]))
+        made += length
+        if progress is not None:
+            progress(made, size)
+        if made == size:
+            return episodes
+    raise AssertionError("walks never end")
+
+
+def _walks(name: str, size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Episodes 0, 1, 2, ...: each a function of (name, seed, number) alone, wherever it is computed."""
+    number = 0
+    if size <= _FEW:
+        while True:
+            yield walk(name, seed, number)
+            number += 1
+    workers = cores()
+    # Not by fork: JAX and its threads may be running.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        pending: deque[Future] = deque()
+        try:
+            while True:
+                while len(pending) < 3 * workers:
+                    pending.append(pool.submit(walk, name, seed, number))
+                    number += 1
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@functools.cache
+def ant_environment(name: str) -> Environment:
+    """The environment of an AntMaze task, one for each process."""
+    return environments.make(tasks.find(name))
+
+
+def walk(name: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of an AntMaze recipe: observations float32 [T + 1, 29] and actions float32 [T, 8]."""
+    rng = np.random.default_rng([seed, number])
+    environment = ant_environment(name)
+    maze = environment.raw.unwrapped.maze
+    free = mazes.free_cells(maze.maze_map)
+    _, size, *variant = name.split("-")
+    if not variant:
+        start, goal = None, maze.unique_goal_locations[0]
+    else:
+        goals = _PLAY_GOALS[size] if variant == ["play"] else free
+        start = free[rng.integers(len(free))]
+        target = start
+        while target == start:
+            target = goals[rng.integers(len(goals))]
+        goal = maze.cell_rowcol_to_xy(np.array(target)) + rng.uniform(-1, 1, 2)
+    return follow(environment, start, goal, rng, _WALKING_NOISE)
+
+
+def follow(
+    environment: Environment, start: mazes.Cell | None, goal: np.ndarray, rng: np.random.Generator, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Walk an ant to a goal [2], from near the centre of a cell or from the task's start (None)."""
+    simulation = environment.raw.unwrapped
+    simulation.position_noise_range = 0.0 if start is None else 0.25
+    options = None if start is None else {"reset_cell": np.array(start)}
+    raw, _ = environment.raw.reset(seed=int(rng.integers(2**31)), options=options)
+    observation = np.concatenate([raw["achieved_goal"], raw["observation"]]).astype(np.float32)
+    waypoints, controller = mazes.Waypoints(simulation.maze, goal), _controller()
+    observations, actions, fallen, cut = [observation], [], 0, False
+    while not cut and fallen < _FALLEN:
+        place = observation[:2].astype(float)
+        if len(actions) % _LOOK_EVERY == 0:
+            waypoint = waypoints(place)
+        action = controller(observation[None, 2:], (waypoint - place)[None])[0]
+        action = (action + rng.normal(0.0, noise, len(action))).clip(-1, 1).astype(np.float32)
+        step = environment.step(action)
+        observation, cut = step.next_observation, len(actions) + 1 == environment.horizon
+        observations.append(observation)
+        actions.append(action)
+        _, x, y, _ = observation[3:7]
+        fallen = fallen + 1 if 1 - 2 * (x * x + y * y) < 0 else 0
+    return np.array(observations), np.array(actions)
+
+
+@functools.cache
+def _controller() -> Controller:
+    return Controller()
+
+
+_GENERATORS: dict[str, tuple[Callable[..., list[EpisodeBuffer]], dict[str, Any]]] = {
+    "pointmaze": (
+        _plan,
+        {
+            "policy": "waypoint planner with proportional-derivative control",
+            "gain": _GAIN,
+            "damping": _DAMPING,
+            "noise": _NOISE,
+            "near": _NEAR,
+        },
+    ),
+    "antmaze": (
+        _walk_all,
+        {
+            "policy": "goal-reaching ant controller along waypoints",
+            "noise": _WALKING_NOISE,
+            "look_every": _LOOK_EVERY,
+            "fallen": _FALLEN,
+        },
+    ),
+}
+"""Family -> what makes its episodes, and the parameters that are recorded with them."""

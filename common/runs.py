@@ -6,6 +6,7 @@ Files are replaced whole; the tables are appended to, and a line that a kill lef
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import importlib.util
@@ -15,7 +16,7 @@ import os
 import shutil
 import subprocess
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from common.commandline import Run
 from common.errors import Refused
+from common.machine import cores
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
@@ -60,11 +70,6 @@ def device() -> dict[str, Any]:
     """The devices in use, in words."""
     kinds = sorted({d.device_kind for d in jax.devices()})
     return {"backend": jax.default_backend(), "kind": ", ".join(kinds), "count": jax.device_count(), "cores": cores()}
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -272,6 +277,20 @@ class Reporter:
         """One line that stays, and its short form beside the bar."""
         self.console.print(text, highlight=False, soft_wrap=True)
         self.progress.update(self.task, last=short)
+
+
+@contextlib.contextmanager
+def making(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar for data that are being made, from the first call with the transitions made so far and in all."""
+    with Progress(console=console, transient=True) as progress:
+        bar: list[TaskID] = []
+
+        def advance(made: int, total: int) -> None:
+            if not bar:
+                bar.append(progress.add_task("making data", total=total))
+            progress.update(bar[0], completed=made)
+
+        yield advance
 
 
 class Trackers:

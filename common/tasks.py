@@ -154,7 +154,7 @@ def _table() -> dict[str, Task]:
                 environment,
                 keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
                 horizon=horizon,
-                datasets=MappingProxyType({"minari": source}),
+                datasets=MappingProxyType({"minari": source, "recipe": f"antmaze-{variant}"}),
                 default_dataset=f"minari:{source}",
                 reward_shift=-1.0,
             )

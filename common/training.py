@@ -26,9 +26,10 @@ from common.datasets import cards
 from common.environments import Environment
 from common.errors import Refused
 from common.evaluation import Evaluator
+from common.machine import cores
 from common.programs import Learner, Programs
 from common.replay import Batch, Replay
-from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, cores, device, versions
+from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, device, making, versions
 from common.tasks import Task
 
 
@@ -387,7 +388,12 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     prepare_devices(request)
     Trackers.check(request.run)
     task = tasks.find(request.run.env)
-    data = datasets.load(task, request.run.dataset) if request.config.uses_prior_data else None
+    data = None
+    if request.config.uses_prior_data:
+        # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
+        source = request.run.dataset or (saved["dataset"]["source"] if resume is not None else None)
+        with making(console) as progress:
+            data = datasets.load(task, source, progress)
     if request.config.uses_prior_data and data is None:
         raise Refused(f"--env {task.name}: no prior data; name some with --dataset, or use --offline-ratio 0")
     card = None if data is None else cards.card(data, task)

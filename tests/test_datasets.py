@@ -676,16 +676,34 @@ def test_malformed_minari_ids_are_refused(name):
 
 def test_an_unreachable_host_is_refused_within_seconds(folder):
     before = time.monotonic()
-    line = refusal(None, "antmaze-large-diverse")
+    line = refusal(None, "door-expert")
     assert time.monotonic() - before < 3
     for told in (
-        "minari:D4RL/antmaze/large-diverse-v1",
+        "minari:D4RL/door/expert-v2",
         "http://127.0.0.1:9 does not answer",
         "MINARI_DATASETS_PATH",
         "d4rl:",
     ):
         assert told in line
     assert not list(folder.rglob("*"))
+
+
+def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, monkeypatch):
+    monkeypatch.setitem(recipes.SIZES, "antmaze", 60)
+    task = tasks.find("antmaze-umaze")
+    data = datasets.load(task)
+    assert data.source == "recipe:antmaze-umaze"
+    shown = cards.format_card(cards.card(data, task))
+    assert "recipe:antmaze-umaze for antmaze-umaze" in shown
+    assert "NOT minari:D4RL/antmaze/umaze-v1" in shown
+    # Asked for by name, or there already, it is what it is called.
+    assert "NOT minari" not in cards.format_card(cards.card(datasets.load(task, "recipe:antmaze-umaze"), task))
+    # Within reach, the published data come first; on this machine, nobody is asked.
+    monkeypatch.setattr(datasets, "answers", lambda url: True)
+    assert datasets.default_source(task) == "minari:D4RL/antmaze/umaze-v1"
+    shutil.copytree(folder / recipes.dataset_id("antmaze-umaze"), folder / "D4RL/antmaze/umaze-v1")
+    monkeypatch.setattr(datasets, "answers", lambda url: pytest.fail("asked a host"))
+    assert datasets.default_source(task) == "minari:D4RL/antmaze/umaze-v1"
 
 
 def test_a_host_that_stays_silent_is_given_up():

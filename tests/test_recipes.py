@@ -13,6 +13,10 @@ from minari.dataset._storages.hdf5_storage import HDF5Storage
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
+POINT = ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
+ANT = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
+                                      "large-diverse")]  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
@@ -35,9 +39,10 @@ def left_behind(folder):
 
 
 def test_names_are_those_of_the_task_table():
-    assert recipes.names() == ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
+    assert recipes.names() == [*POINT, *ANT]
     for name in recipes.names():
-        assert tasks.find(name).default_dataset == f"recipe:{name}"
+        assert tasks.find(name).datasets["recipe"] == name
+    assert all(tasks.find(name).default_dataset == f"recipe:{name}" for name in POINT)
 
 
 def test_the_id_says_what_is_not_the_default():
@@ -45,7 +50,7 @@ def test_the_id_says_what_is_not_the_default():
     assert recipes.dataset_id("pointmaze-large", 500, 3) == "headstart/pointmaze-large-size500-seed3-v0"
 
 
-@pytest.mark.parametrize("task", recipes.names())
+@pytest.mark.parametrize("task", POINT)
 def test_the_planner_reaches_its_goals(task, monkeypatch):
     # The data do not tell the planner's goals: listen where the planner hears of them.
     told, reset = [], environments.Environment.reset
@@ -86,7 +91,7 @@ def test_the_planner_reaches_its_goals(task, monkeypatch):
 GOALS = {"pointmaze-umaze": (-1, 1), "pointmaze-medium": (2.5, -2.5), "pointmaze-large": (3.5, -3)}
 
 
-@pytest.mark.parametrize("task", recipes.names())
+@pytest.mark.parametrize("task", POINT)
 def test_the_data_are_relabelled_with_the_tasks_one_goal(task):
     """Reward 1 and the end within 0.5 m of it, whatever goal the planner had; nothing rests there."""
     name = recipes.make(task, size=4000)
@@ -165,7 +170,7 @@ def test_other_data_under_the_name_are_neither_used_nor_touched(folder):
 
 
 def test_the_source_recipe_makes_and_loads(monkeypatch):
-    monkeypatch.setattr(recipes, "_SIZE", 250)
+    monkeypatch.setitem(recipes.SIZES, "pointmaze", 250)
     data = datasets.load(tasks.find("pointmaze-medium"))
     assert data.metadata["rows"] == len(data) + data.metadata["dropped_at_goal"] == 250
     assert data.source == "recipe:pointmaze-medium"
@@ -255,3 +260,47 @@ def test_impossible_requests_are_refused(arguments, told):
     with pytest.raises(Refused) as refused:
         recipes.make(**arguments)
     assert told in str(refused.value)
+
+
+# ----------------------------------------------------------------------------- AntMaze
+
+
+def test_a_walk_is_a_function_of_its_name_seed_and_number():
+    one, again = (recipes.walk("antmaze-medium-play", 3, 5) for _ in range(2))
+    for first, second in zip(one, again, strict=True):
+        np.testing.assert_array_equal(first, second)
+    for other in (("antmaze-medium-play", 3, 6), ("antmaze-medium-play", 4, 5), ("antmaze-medium-diverse", 3, 5)):
+        assert not np.array_equal(recipes.walk(*other)[0][0], one[0][0])
+    observations, actions = one
+    assert (observations.dtype, actions.dtype) == (np.float32, np.float32)
+    assert observations.shape == (len(actions) + 1, 29)
+    assert np.abs(actions).max() <= 1
+
+
+def test_walks_are_the_same_from_other_processes(monkeypatch):
+    """The data do not depend on how many cores make them."""
+    here = load(recipes.make("antmaze-umaze", size=900), "antmaze-umaze")
+    monkeypatch.setattr(recipes, "_FEW", 0)
+    walks = recipes._walks("antmaze-umaze", 900, 0)
+    first = next(walks)
+    walks.close()
+    count = min(len(first[1]), len(here))
+    np.testing.assert_array_equal(first[0][:10], here.observation[:10])
+    assert count > 100
+
+
+def test_the_ant_walks_to_its_goal_and_its_steps_are_the_environments():
+    task = tasks.find("antmaze-umaze")
+    reached = 0
+    for number in range(4):
+        observations, _ = recipes.walk(task.name, 1, number)
+        environment = recipes.ant_environment(task.name)
+        reached += bool(environment.reached(observations[:-1], observations[1:]).any())
+        np.testing.assert_allclose(observations[0][:2], observations[0][:2])
+    assert reached >= 3
+
+
+def test_starts_and_goals_follow_the_variant():
+    starts = {name: np.array([recipes.walk(name, 0, k)[0][0, :2] for k in range(6)]) for name in (ANT[0], ANT[4])}
+    assert np.ptp(starts[ANT[0]], axis=0).max() < 0.3  # the task's own start
+    assert np.ptp(starts[ANT[4]], axis=0).max() > 4  # anywhere

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
+import minari
 import numpy as np
 import pytest
 from rich.console import Console
@@ -154,7 +156,7 @@ def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
     train = training.Session.train
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    monkeypatch.setattr(recipes, "_SIZE", 500)
+    monkeypatch.setitem(recipes.SIZES, "pointmaze", 500)
     serve("--env", "pointmaze-umaze", "--hidden", 8, "--ensemble", 2,
           "--utd", 3, "--batch-size", 8, "--pretrain-steps", 5, "--log-every", 2, "--steps", 20, "--start-training", 16,
           "--eval-every", 20, "--eval-episodes", 1, "--out", tmp_path / "run")  # fmt: skip
@@ -164,6 +166,36 @@ def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 3 * (5 + 4)
     assert int(sessions[0].learner.agent.actor.opt_state.count[0]) == 5 + 4
+
+
+def test_the_same_transitions_through_three_sources_give_the_same_curve(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    identifier = recipes.make("pointmaze-umaze", size=500)
+    episodes = list(minari.load_dataset(identifier).iterate_episodes())
+    parts = {
+        "observations": [e.observations[:-1] for e in episodes],
+        "next_observations": [e.observations[1:] for e in episodes],
+        "actions": [e.actions for e in episodes],
+        "rewards": [e.rewards for e in episodes],
+        "terminals": [e.terminations for e in episodes],
+        "timeouts": [e.truncations for e in episodes],
+    }
+    rows = {key: np.concatenate(value) for key, value in parts.items()}
+    np.savez(tmp_path / "data.npz", **rows)
+    with h5py.File(tmp_path / "data.hdf5", "w") as file:
+        for key, value in rows.items():
+            file[key] = value
+    curves, prints = [], set()
+    for source in (f"minari:{identifier}", f"npz:{tmp_path / 'data.npz'}", f"d4rl:{tmp_path / 'data.hdf5'}"):
+        out = tmp_path / source.partition(":")[0]
+        serve("--env", "pointmaze-umaze", "--dataset", source, "--hidden", 8, "--ensemble", 2, "--utd", 2,
+              "--batch-size", 8, "--steps", 40, "--start-training", 10, "--log-every", 5, "--eval-every", 40,
+              "--eval-episodes", 1, "--out", out)  # fmt: skip
+        curves.append(table(out / "metrics.csv"))
+        prints.add(json.loads((out / "config.json").read_text())["dataset"]["fingerprint"])
+    assert len(prints) == 1
+    assert len(curves[0]) == 6
+    assert curves[0] == curves[1] == curves[2]
 
 
 def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):

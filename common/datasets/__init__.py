@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets.sources import READERS, Rows, fingerprint, validate
+from common.datasets.sources import READERS, Rows, answers, fingerprint, is_here, minari_remote, validate
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -84,11 +84,11 @@ class Dataset:
 
 
 def load(task: Task, source: str | None = None, progress: recipes.Progress | None = None) -> Dataset | None:
-    """The task's prior data from `source`, by default the task's own; None for a Gymnasium id without a source.
+    """The task's prior data from `source`, by default `default_source`; None for a Gymnasium id without a source.
 
     `progress` is called while a recipe makes its data: see `recipes.make`.
     """
-    source = source or task.default_dataset
+    asked, source = source, source or default_source(task)
     if source is None:
         if task.family == "gym":
             return None
@@ -103,7 +103,17 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
         rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
     else:
         rows = READERS[kind](task, source, name)
+    if asked is None and source != task.default_dataset:
+        rows.metadata["instead_of"] = task.default_dataset
     return _assemble(task, source, rows)
+
+
+def default_source(task: Task) -> str | None:
+    """The task's own data: the published ones, or its recipe where those are not on this machine nor within reach."""
+    published, recipe = task.default_dataset, task.datasets.get("recipe")
+    if published is None or not published.startswith("minari:") or recipe is None or is_here(published):
+        return published
+    return published if answers(minari_remote()[1]) else f"recipe:{recipe}"
 
 
 def _assemble(task: Task, source: str, rows: Rows) -> Dataset:

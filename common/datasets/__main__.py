@@ -19,12 +19,12 @@ from typing import Annotated
 import tyro
 from minari.storage.datasets_root_dir import get_dataset_path
 from rich.console import Console
-from rich.progress import Progress
 
 from common import datasets, recipes, tasks
 from common.datasets import cards, pixels
 from common.datasets.sources import is_here
 from common.errors import Refused
+from common.runs import making
 
 CONSOLE = Console()
 Name = Annotated[str, tyro.conf.Positional]
@@ -82,11 +82,8 @@ def make(name: Name, size: int | None = None, seed: int = 0) -> None:
         seed: Of everything random.
     """
     start = time.perf_counter()
-    with Progress(console=CONSOLE, transient=True) as progress:
-        bar = progress.add_task(f"making {name}", total=None)
-        identifier = recipes.make(
-            name, size, seed, lambda made, total: progress.update(bar, completed=made, total=total)
-        )
+    with making(CONSOLE) as progress:
+        identifier = recipes.make(name, size, seed, progress)
     CONSOLE.print(f"minari:{identifier} in {get_dataset_path(identifier)} after {time.perf_counter() - start:.1f} s")
     _show(tasks.find(name), f"minari:{identifier}")
 
@@ -114,7 +111,8 @@ def _place(source: str) -> str:
 
 
 def _show(task: tasks.Task, source: str) -> None:
-    data = datasets.load(task, source)
+    with making(CONSOLE) as progress:
+        data = datasets.load(task, source, progress)
     CONSOLE.print(cards.format_card(cards.card(data, task)), highlight=False, soft_wrap=True)
 
 

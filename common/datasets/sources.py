@@ -378,19 +378,25 @@ def _minari_episodes(folder: Path, metadata: dict[str, Any]) -> Iterator[dict[st
             }
 
 
+def minari_remote() -> tuple[str, str]:
+    """Where Minari's data sets are fetched from: the value of MINARI_REMOTE, and the host to ask."""
+    remote = os.environ.get("MINARI_REMOTE", DEFAULT_REMOTE)
+    hosts = {"hf": os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "gcp": "https://storage.googleapis.com"}
+    kind = remote.partition("://")[0]
+    if kind not in hosts:
+        raise Refused(f"MINARI_REMOTE is {remote!r}: expected hf://ORGANISATION or gcp://BUCKET")
+    return remote, hosts[kind]
+
+
 def _download_minari(source: str, name: str) -> None:
     """Fetch a Minari data set as a whole or not at all."""
-    remote = os.environ.get("MINARI_REMOTE", DEFAULT_REMOTE)
-    kind = remote.partition("://")[0]
-    hosts = {"hf": os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "gcp": "https://storage.googleapis.com"}
+    remote, host = minari_remote()
     offline = (
         f"offline, a copy in {get_dataset_path(name)} (MINARI_DATASETS_PATH chooses the folder), "
         "or a D4RL file (--dataset d4rl:FILE.hdf5) works"
     )
-    if kind not in hosts:
-        raise Refused(f"MINARI_REMOTE is {remote!r}: expected hf://ORGANISATION or gcp://BUCKET")
-    if not answers(hosts[kind]):
-        raise Refused(f"{source} is not on this machine and {hosts[kind]} does not answer; {offline}")
+    if not answers(host):
+        raise Refused(f"{source} is not on this machine and {host} does not answer; {offline}")
     target = get_dataset_path(name)
     try:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=get_dataset_path()) as temporary:

@@ -1,0 +1,139 @@
+"""What AntMaze's recipes are made of: how well the ant walks, what its data contain, what of the maze they cover.
+
+    python -m benchmarks.antmaze_data [--episodes 50] [--tasks antmaze-large-diverse ...] [--size N]
+
+From the task's start to its goal, along waypoints, with action noise 0 and 0.2: episodes that reach the goal within the
+task's limit, and how many steps they take. Then, for each recipe, made if it is not there: its time, its size, and the
+share of source episodes that pass the task's goal. Results go to benchmarks/results/antmaze_{walks,recipes}.{csv,json}
+and antmaze_coverage.png.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import minari
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.console import Console
+
+from benchmarks.results import FOLDER, publish
+from common import datasets, environments, mazes, recipes, tasks
+from common.datasets import cards
+from common.machine import cores
+from common.runs import making
+
+MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
+NOISES = (0.0, 0.2)
+
+
+@dataclass(frozen=True)
+class AntMazeData:
+    """What is looked at."""
+
+    episodes: int = 50
+    """Walks from start to goal per maze and noise."""
+    tasks: tuple[str, ...] = tuple(name for name in recipes.names() if name.startswith("antmaze"))
+    """Recipes to describe; none to look at the walks only."""
+    size: int | None = None
+    """Transitions of each, instead of the recipe's own number."""
+
+
+def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
+    """One walk from the task's start to its goal: whether and when it arrives, and whether it ends on its back."""
+    environment = recipes.ant_environment(name)
+    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
+    observations, _ = recipes.follow(environment, None, goal, np.random.default_rng([1, number]), noise)
+    arrivals = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
+    x, y = observations[-1, 4:6]
+    return bool(len(arrivals)), int(arrivals[0]) + 1 if len(arrivals) else 0, bool(1 - 2 * (x * x + y * y) < 0)
+
+
+def walks(episodes: int, console: Console) -> list[dict]:
+    """Success of the walks in every maze, without and with noise."""
+    rows = []
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
+        for name in MAZES:
+            for noise in NOISES:
+                futures = [pool.submit(walk_home, name, noise, number) for number in range(episodes)]
+                arrived, steps, fallen = (np.array(v) for v in zip(*(f.result() for f in futures), strict=True))
+                row = {
+                    "maze": name.split("-")[1],
+                    "noise": noise,
+                    "episodes": episodes,
+                    "arrived": int(arrived.sum()),
+                    "median_steps": float(np.median(steps[arrived])) if arrived.any() else float("nan"),
+                    "fallen": int((fallen & ~arrived).sum()),
+                }
+                rows.append(row)
+                console.print("  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
+    return rows
+
+
+def describe(name: str, size: int | None, console: Console) -> tuple[dict, np.ndarray]:
+    """A row about a recipe's data, and the positions they visit, [n, 2]."""
+    task = tasks.find(name)
+    start = time.perf_counter()
+    with making(console) as progress:
+        identifier = recipes.make(name, size, progress=progress)
+    seconds = time.perf_counter() - start
+    data = datasets.load(task, f"minari:{identifier}")
+    card = cards.card(data, task)
+    environment = environments.make(task, data)
+    episodes = [episode.observations for episode in minari.load_dataset(identifier).iterate_episodes()]
+    passing = np.mean([environment.reached(o[:-1], o[1:]).any() for o in episodes])
+    environment.close()
+    row = {
+        "recipe": name,
+        "seconds_to_make": round(seconds, 1),  # about 0: it was there already
+        "transitions": card["transitions"],
+        "source_episodes": card["source_episodes"],
+        "median_episode_length": float(np.median([len(o) - 1 for o in episodes])),
+        "episodes_passing_the_goal": float(passing),
+        "goal_transitions": card["terminated"],
+        "fingerprint": card["fingerprint"],
+    }
+    console.print("  ".join(f"{k} {v}" for k, v in row.items() if k != "fingerprint"), highlight=False)
+    return row, np.concatenate(episodes)[:, :2]
+
+
+def draw(places: dict[str, np.ndarray]) -> None:
+    """Where each recipe's ants have been."""
+    figure = Figure(figsize=(4.2 * len(places), 3.6), layout="constrained")
+    for index, (name, positions) in enumerate(places.items()):
+        axes = figure.add_subplot(1, len(places), index + 1)
+        environment = environments.make(tasks.find(name))
+        maze = environment.raw.unwrapped.maze
+        for row in range(maze.map_length):
+            for column in range(maze.map_width):
+                if maze.maze_map[row][column] == mazes.WALL:
+                    x, y = maze.cell_rowcol_to_xy(np.array([row, column])) - 2
+                    axes.add_patch(Rectangle((x, y), 4, 4, color="0.75", linewidth=0))
+        some = positions[:: max(1, len(positions) // 30_000)]
+        axes.plot(*some.T, ",", color="C0", alpha=0.5)
+        axes.plot(*maze.unique_goal_locations[0], "*", color="black", markersize=12)
+        axes.set(title=name, aspect="equal", xlabel="x, m", ylabel="y, m")
+        axes.autoscale_view()
+        environment.close()
+    figure.savefig(FOLDER / "antmaze_coverage.png", dpi=120)
+
+
+def main(options: AntMazeData) -> None:
+    """Walks, then the recipes, then the picture."""
+    console = Console()
+    command = "python -m benchmarks.antmaze_data " + " ".join(sys.argv[1:])
+    publish("antmaze_walks", walks(options.episodes, console), command)
+    described = {name: describe(name, options.size, console) for name in options.tasks}
+    if described:
+        publish("antmaze_recipes", [row for row, _ in described.values()], command)
+        draw({name: positions for name, (_, positions) in described.items()})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(AntMazeData, description=__doc__))
