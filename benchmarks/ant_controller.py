@@ -59,6 +59,8 @@ class Training:
     """Steps of all ants together with random actions first."""
     updates: int = 2
     """Agent updates (of two critic steps each) per step of all ants."""
+    noise: float = 0.25
+    """Standard deviation of the noise on what the motors get: the recipes will add 0.2, which must not throw an ant."""
     capacity: int = 1_000_000
     """Transitions kept."""
     weights: Path = ant.WEIGHTS
@@ -295,7 +297,8 @@ def main(training: Training) -> None:
             key, now = jax.random.split(key)
             pending = learn(agent, memory.draw(rng), now)  # runs while the ants walk
             updates += training.updates * LEARNER.utd
-        parts = [herd.step(a) for herd, a in zip(herds, np.split(action, [training.ants - walled]), strict=True)]
+        shaken = (action + rng.normal(0, training.noise, action.shape)).clip(-1, 1)
+        parts = [herd.step(a) for herd, a in zip(herds, np.split(shaken, [training.ants - walled]), strict=True)]
         following, reward, terminated, truncated, progress = (np.concatenate(p) for p in zip(*parts, strict=True))
         memory.add(observation, action, reward, terminated, truncated, following)
         steps += training.ants

@@ -3,10 +3,11 @@
     python -m benchmarks.fuzz [--trials 1000]
 
 For every kind of source a small sound file is made, then damaged anew for each trial: cut short, bits flipped, blocks
-overwritten, removed or repeated, or one of its arrays given another shape, type or content. Another process reads it as
-a run would. Counted are refusals (one clear line), data equal to the undamaged, data with other numbers (a flipped bit
-that no checksum of the format covers: the fingerprint on the card differs), and three outcomes that must not occur:
-another exception, a crash, no answer within 30 s. Results go to benchmarks/results/fuzz.{csv,json}.
+overwritten, removed or repeated, or one of its arrays given another shape, type or content. Another process reads it
+as a run would. Counted are refusals (one clear line), data equal to the undamaged, data with other numbers (arrays that
+are still data of this kind; flipped bits that no checksum of the format covers: HDF5 has none by default, and only the
+fingerprint on the card tells), and three outcomes that must not occur: another exception, a crash, no answer within
+30 s. Results go to benchmarks/results/fuzz.{csv,json}.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class Reader:
 
 def main(options: Fuzz) -> None:
     """All trials; exit status 1 if something happened that must not."""
-    table, rows, forbidden = Table("kind", *OUTCOMES), [], []
+    table, rows, forbidden = Table("kind", "damaged", *OUTCOMES), [], []
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["MINARI_DATASETS_PATH"] = str(Path(temporary) / "minari")
         os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing is fetched in place of what is damaged
@@ -226,23 +227,27 @@ def main(options: Fuzz) -> None:
                 kind.write(folder / kind.file, kind.rows())
             whole = (folder / kind.file).read_bytes()
             _, sound = reader.ask(kind.source, folder)
-            counts: collections.Counter[str] = collections.Counter()
+            counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
             rng = np.random.default_rng(options.seed)
             for trial in range(options.trials):
-                if kind.rows is not None and trial % 3 == 0:
+                damaged = "arrays" if kind.rows is not None and trial % 3 == 0 else "bytes"
+                if damaged == "arrays":
                     kind.write(folder / kind.file, damage_arrays(kind.rows(), rng))
                 else:
                     (folder / kind.file).write_bytes(damage_bytes(whole, rng))
                 outcome, words = reader.ask(kind.source, folder)
                 if outcome == "read":
                     outcome = "equal" if words == sound else "other numbers"
-                counts[outcome] += 1
+                counts[damaged][outcome] += 1
                 if outcome in FORBIDDEN:
                     forbidden.append(f"{name}, trial {trial}: {outcome} {words}")
             if kind.rows is not None:
                 shutil.rmtree(folder)
-            rows.append({"kind": name, "trials": options.trials} | {o: counts[o] for o in OUTCOMES})
-            table.add_row(name, *(str(counts[o]) for o in OUTCOMES))
+            for damaged, count in counts.items():
+                rows.append(
+                    {"kind": name, "damaged": damaged, "trials": count.total()} | {o: count[o] for o in OUTCOMES}
+                )
+                table.add_row(name, damaged, *(str(count[o]) for o in OUTCOMES))
         reader.process.kill()
     console = Console()
     console.print(table)

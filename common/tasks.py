@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike
 
+from common import scores
 from common.errors import Refused
 
 with contextlib.redirect_stderr(io.StringIO()):  # its release notice
@@ -102,18 +103,6 @@ _POINT_MAZES = {
     "large": ("PointMaze_Large-v3", 800),
 }
 
-# D4RL's reference returns (random, expert): Farama-Foundation/D4RL, d4rl/infos.py. They are the same for every
-# quality and version of a body's data, and frozen here: the scores stored with other copies of the data differ.
-_REFERENCES = {
-    "hopper": (-20.272305, 3234.3),
-    "halfcheetah": (-280.178953, 12135.0),
-    "walker2d": (1.629008, 4592.3),
-    "pen": (96.262799, 3076.8331017826877),
-    "door": (-56.512833, 2880.5693087298737),
-    "hammer": (-274.856578, 12794.134825156867),
-    "relocate": (-6.425911, 4233.877797728884),
-}
-
 # D4RL collected its -v2 data with gym's -v2 bodies. Their observations and rewards are those of -v4; -v5 gives other
 # ones: Walker2d has another foot friction, and Hopper and Walker2d lose the reward for being healthy at the last step.
 _BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
@@ -176,7 +165,7 @@ def _table() -> dict[str, Task]:
                     datasets=MappingProxyType({"minari": source}),
                     default_dataset=f"minari:{source}",
                     never_terminates=binary or hand != "pen",  # D4RL's pen ended where it was dropped
-                    reference=(-float(horizon), 0.0) if binary else _REFERENCES[hand],
+                    reference=(-float(horizon), 0.0) if binary else scores.reference(f"{hand}-{variant}-v1"),
                 )
             )
     for body, environment in _BODIES.items():
@@ -193,7 +182,7 @@ def _table() -> dict[str, Task]:
                     datasets=MappingProxyType({"minari": source} if source else {}),
                     default_dataset=f"minari:{source}" if source else None,
                     never_terminates=body == "halfcheetah",
-                    reference=_REFERENCES[body],
+                    reference=scores.reference(f"{body}-{quality}-v2"),
                 )
             )
     return {task.name: task for task in tasks}

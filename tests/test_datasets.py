@@ -908,6 +908,28 @@ def test_the_card_counts_what_is_there(write):
     assert len({line.index(line.split()[1]) for line in text.splitlines()}) == 1  # aligned
 
 
+def test_the_card_has_d4rls_score_where_episodes_have_one(write):
+    task = tasks.find("hopper-medium")
+    card = cards.card(load(write(hopper_rows())), task)
+    # Returns 0 + 0.1 + 0.2, the row without a successor left out, and 0.4 + 0.5 + 0.6.
+    assert card["score_quantiles"]["0"] == pytest.approx(task.score(0.3, False))
+    assert card["score_quantiles"]["1"] == pytest.approx(task.score(1.5, False))
+    assert "percent of D4RL's expert" in cards.format_card(card)
+    maze = tasks.find("antmaze-umaze")
+    assert cards.card(datasets.load(maze, write(ant_rows(29))), maze)["score_quantiles"] is None
+
+
+def test_a_set_that_bears_a_published_name_must_have_its_size(write):
+    rows = door_rows()
+    task = tasks.find("door-human")
+    for name, flagged in (("door-human-v1.hdf5", True), ("mine.hdf5", False)):
+        card = cards.card(datasets.load(task, write(rows, name)), task)
+        assert ("25 of 6,729" in cards.format_card(card)) == flagged
+    assert cards.difference_from_published("minari:D4RL/antmaze/large-play-v1", 1000, 1_000_000) is None
+    assert "1,000 of 1,000,000" in cards.difference_from_published("minari:D4RL/antmaze/large-play-v2", 10, 99)
+    assert cards.difference_from_published("recipe:antmaze-large-play", 10, 99) is None
+
+
 def test_the_card_lists_few_reward_values(write):
     task = tasks.find("door-binary")
     card = cards.card(load(write(door_rows()), task.name), task)

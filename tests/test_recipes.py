@@ -289,15 +289,41 @@ def test_walks_are_the_same_from_other_processes(monkeypatch):
     assert count > 100
 
 
-def test_the_ant_walks_to_its_goal_and_its_steps_are_the_environments():
-    task = tasks.find("antmaze-umaze")
-    reached = 0
+def test_the_ant_walks_to_its_goal_and_stays_there():
+    environment = recipes.ant_environment("antmaze-umaze")
+    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
+    arrivals, stayed = 0, []
     for number in range(4):
-        observations, _ = recipes.walk(task.name, 1, number)
-        environment = recipes.ant_environment(task.name)
-        reached += bool(environment.reached(observations[:-1], observations[1:]).any())
-        np.testing.assert_allclose(observations[0][:2], observations[0][:2])
-    assert reached >= 3
+        observations, actions = recipes.follow(environment, None, goal, np.random.default_rng(number), noise=0.0)
+        there = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
+        arrivals += len(there) > 0
+        assert len(actions) == environment.horizon  # a goal reached does not end an episode of the data
+        stayed += np.linalg.norm(observations[there[0] :, :2] - goal, axis=1).tolist()
+    assert arrivals == 4
+    assert np.median(stayed) < 1.5
+
+
+def test_an_ant_on_its_back_ends_its_episode(monkeypatch):
+    environment = recipes.ant_environment("antmaze-umaze")
+    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
+    observations, actions = recipes.follow(environment, None, goal, np.random.default_rng(0), noise=3.0)
+    if len(actions) == environment.horizon:
+        pytest.skip("it did not fall")
+    x, y = observations[:, 4:6].T
+    upright = 1 - 2 * (x * x + y * y)
+    assert (upright[-20:] < 0).all()
+    assert upright[-21] >= 0
+
+
+def test_made_data_are_in_the_tasks_form_and_pass_its_goal():
+    data = load(recipes.make("antmaze-umaze", size=2100), "antmaze-umaze")
+    assert data.observation.shape[1] == 29
+    assert data.metadata["rows"] == 2100
+    assert data.terminated.any()
+    np.testing.assert_array_equal(data.reward, data.terminated)
+    environment = environments.make(tasks.find("antmaze-umaze"), data)
+    assert not environment.inside_walls(data.observation).any()
+    environment.close()
 
 
 def test_starts_and_goals_follow_the_variant():

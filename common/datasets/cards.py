@@ -28,6 +28,9 @@ PUBLISHED = {
 circulate."""
 
 
+_QUANTILES = (0, 0.25, 0.5, 0.75, 1)
+
+
 def difference_from_published(source: str, episodes: int, rows: int) -> str | None:
     """In words, how a set that bears a published name differs from what was published; None if it does not."""
     kind, _, name = source.partition(":")
@@ -53,6 +56,7 @@ def card(dataset: Dataset, task: Task) -> dict[str, Any]:
     return {
         "task": task.name,
         **_episodes(dataset),
+        "score_quantiles": _score_quantiles(dataset, task),
         "differs_from_published": difference_from_published(dataset.source, told["source_episodes"], told["rows"]),
         "reward_values": {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)}
         if few
@@ -83,6 +87,8 @@ def format_card(card: dict[str, Any]) -> str:
     limits = card["terminals_that_are_time_limits"]
     lines = _episode_lines(card)
     lines["source"] += f" for {card['task']}"
+    if card["score_quantiles"] is not None:
+        lines["score"] = _spread(card["score_quantiles"], ".1f") + ", percent of D4RL's expert"
     lines["transitions"] += rows
     lines["episodes"] += f" ({limits:,} terminals are time limits: this task never terminates)" if limits else ""
     lines |= {
@@ -147,7 +153,6 @@ def _episodes(dataset: Dataset | PixelDataset) -> dict[str, Any]:
     starts = dataset.starts
     lengths = np.diff(np.append(starts, len(dataset)))
     returns = np.add.reduceat(dataset.reward.astype(np.float64), starts)
-    quantiles = (0, 0.25, 0.5, 0.75, 1)
     return {
         "source": dataset.source,
         "fingerprint": dataset.fingerprint,
@@ -156,9 +161,17 @@ def _episodes(dataset: Dataset | PixelDataset) -> dict[str, Any]:
         "episode_length": dict(zip(("min", "median", "max"), _floats(np.quantile(lengths, (0, 0.5, 1))), strict=True)),
         "terminated": int(dataset.terminated.sum()),
         "truncated": int(dataset.truncated.sum()),
-        "return_quantiles": {f"{q:g}": float(np.quantile(returns, q)) for q in quantiles},
+        "return_quantiles": {f"{q:g}": float(np.quantile(returns, q)) for q in _QUANTILES},
         "return_mean": float(returns.mean()),
     }
+
+
+def _score_quantiles(dataset: Dataset, task: Task) -> dict[str, float] | None:
+    """Of D4RL's normalised return, where episodes have one: not in mazes, whose data pass goals as they go."""
+    if task.reference is None or task.family not in ("locomotion", "adroit"):
+        return None
+    returns = np.add.reduceat(dataset.reward.astype(np.float64), dataset.starts)
+    return {f"{q:g}": float(task.score(np.quantile(returns, q), 0.0)) for q in _QUANTILES}
 
 
 def _episode_lines(card: dict[str, Any]) -> dict[str, str]:
@@ -172,8 +185,12 @@ def _episode_lines(card: dict[str, Any]) -> dict[str, str]:
             f"(median {length['median']:.0f}); "
             f"{card['terminated']:,} terminated, {card['truncated']:,} truncated"
         ),
-        "return": " / ".join(f"{value:.4g}" for value in card["return_quantiles"].values()) + "  (min, quartiles, max)",
+        "return": _spread(card["return_quantiles"], ".4g"),
     }
+
+
+def _spread(quantiles: dict[str, float], form: str) -> str:
+    return " / ".join(f"{value:{form}}" for value in quantiles.values()) + "  (min, quartiles, max)"
 
 
 def _aligned(lines: dict[str, str]) -> str:

@@ -129,6 +129,11 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
         raise Refused(
             f"vd4rl:{path} cannot be read as HDF5 (truncated or another format): {one_line(error)}"
         ) from error
+    sizes = {key: len(array) for key, array in arrays.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise Refused(
+            f"vd4rl:{path}: its arrays differ in length or are empty ({sizes}); the file is damaged or foreign"
+        )
     kind = arrays["step_type"]
     if kind.ndim != 1 or not np.isin(kind, (0, 1, 2)).all() or not len(kind) or kind[0] != 0:
         raise Refused(f"vd4rl:{path}: step_type must be 0, 1 or 2 and begin with 0, the first step of an episode")
@@ -137,7 +142,7 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
     images = arrays["observation"]
     if images.ndim == 4:
         images = images.transpose(0, 2, 3, 1)
-    discount = np.asarray(arrays["discount"]).reshape(len(arrays["discount"]), -1)[:, 0]
+    discount = arrays["discount"].reshape(len(kind), -1)[:, 0]
     return _checked(path, images, arrays["action"], arrays["reward"], discount == 0, kind == 0)
 
 

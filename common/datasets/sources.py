@@ -35,7 +35,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage.datasets_root_dir import get_dataset_path
 from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
 
-from common import environments
+from common import environments, recipes
 from common.errors import Refused
 from common.tasks import Task
 
@@ -349,6 +349,8 @@ def read_minari(task: Task, source: str, name: str) -> Rows:
     except Exception as error:  # as above, in three file formats
         raise Refused(f"{source}: {folder} cannot be read ({one_line(error)}); delete it and load it again") from error
     observation, next_observation, action, reward, terminal, boundary = joined
+    if metadata.get("sha256") not in (None, recipes.digest(observation, next_observation, action, reward)):
+        raise Refused(f"{source}: {folder} has changed since a recipe made it; delete it and make it again")
     told = ("dataset_id", "algorithm_name", "code_permalink", "env_spec", "ref_min_score", "ref_max_score", "recipe")
     return Rows(
         observation,
