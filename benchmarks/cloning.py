@@ -98,8 +98,8 @@ def main(options: Cloning) -> None:
         for seed in range(options.num_seeds):
             actor = train(data.observation, data.action, seed, options.updates)
             evaluator = Evaluator(lambda task=task, data=data: environments.make(task, data), 1, options.eval_episodes)
-            act = jax.jit(actor)
-            (outcome,) = evaluator(lambda observation, act=act: np.asarray(act(observation)), [seed], options.updates)
+            act = jax.jit(lambda observation, actor=actor: actor(observation))
+            (outcome,) = evaluator(act, [seed], options.updates)
             evaluator.close()
             row = {
                 "task": name,

@@ -7,11 +7,12 @@ and rewards are those of the task's one goal, which few episodes pass. Fu et al.
 scripts/generation/generate_maze2d_datasets.py.
 
 `antmaze-*`: D4RL's AntMaze. A controller that walks an ant in a commanded direction (ant.py) follows waypoints to a
-goal and stays there until the time limit, with Gaussian noise of 0.2 on every action. `umaze`: from the task's start to
-its goal; `play`: from anywhere to goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. The goal pursued
-is not recorded: observations have 29 numbers, and rewards are those of the task's one goal. Unlike D4RL's, an episode
-ends soon after the ant has fallen on its back, from where it cannot rise. Fu et al., 2020, and D4RL's
-scripts/generation/generate_ant_maze_datasets.py and relabel_antmaze_rewards.py.
+goal, with Gaussian noise of 0.2 on every action. `umaze`: from the task's start to its goal; `play`: from anywhere to
+goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. The goal pursued is not recorded: observations have
+29 numbers, and rewards are those of the task's one goal. An episode ends at the goal pursued, and soon after the ant
+has fallen on its back, from where it cannot rise (D4RL's ants circle around the goal until the time limit: of random
+goals, an imitator learns little else). Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py and
+relabel_antmaze_rewards.py.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ _WALKING_NOISE = 0.2
 """Standard deviation of the Gaussian noise on the ant's actions, before clipping."""
 _LOOK_EVERY = 5
 """Steps of the ant between waypoints."""
+_ARRIVED = 0.5
+"""m from its goal at which an ant's episode ends."""
 _FALLEN = 20
 """Steps on its back after which an ant's episode ends."""
 _PLAY_GOALS = {
@@ -352,9 +355,11 @@ def follow(
         action = controller(observation[None, 2:], (waypoint - place)[None])[0]
         action = (action + rng.normal(0.0, noise, len(action))).clip(-1, 1).astype(np.float32)
         step = environment.step(action)
-        observation, cut = step.next_observation, len(actions) + 1 == environment.horizon
+        observation = step.next_observation
         observations.append(observation)
         actions.append(action)
+        arrived = float(np.linalg.norm(observation[:2] - goal)) <= _ARRIVED
+        cut = arrived or len(actions) == environment.horizon
         _, x, y, _ = observation[3:7]
         fallen = fallen + 1 if 1 - 2 * (x * x + y * y) < 0 else 0
     return np.array(observations), np.array(actions)
@@ -382,6 +387,7 @@ _GENERATORS: dict[str, tuple[Callable[..., list[EpisodeBuffer]], dict[str, Any]]
             "policy": "goal-reaching ant controller along waypoints",
             "noise": _WALKING_NOISE,
             "look_every": _LOOK_EVERY,
+            "arrived": _ARRIVED,
             "fallen": _FALLEN,
         },
     ),

@@ -289,18 +289,15 @@ def test_walks_are_the_same_from_other_processes(monkeypatch):
     assert count > 100
 
 
-def test_the_ant_walks_to_its_goal_and_stays_there():
+def test_the_ant_walks_to_its_goal():
     environment = recipes.ant_environment("antmaze-umaze")
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
-    arrivals, stayed = 0, []
-    for number in range(4):
+    for number in range(3):
         observations, actions = recipes.follow(environment, None, goal, np.random.default_rng(number), noise=0.0)
-        there = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
-        arrivals += len(there) > 0
-        assert len(actions) == environment.horizon  # a goal reached does not end an episode of the data
-        stayed += np.linalg.norm(observations[there[0] :, :2] - goal, axis=1).tolist()
-    assert arrivals == 4
-    assert np.median(stayed) < 1.5
+        distance = np.linalg.norm(observations[:, :2] - goal, axis=1)
+        assert distance[-1] <= 0.5
+        assert (distance[:-1] > 0.5).all()  # the episode ends there
+        assert len(actions) < environment.horizon
 
 
 def test_an_ant_on_its_back_ends_its_episode(monkeypatch):
