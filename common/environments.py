@@ -6,8 +6,9 @@ other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
 - D4RL's AntMaze form, the default: the goal is not observed but fixed, at the centre of the goal cell; success is
-  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and a fixed start; PointMaze, the same task with
-  a point for a robot, has 4, position and velocity, and starts within a quarter of a cell of there.
+  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and one start, with D4RL's noise on the first
+  state; PointMaze, the same task with a point for a robot, has 4, position and velocity, and starts within a quarter of
+  a cell of there.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
   quarter of a cell around theirs; PointMaze has 6, goal and start anywhere.
 All stop at the goal. Results in one form are not comparable with results in the other.
@@ -37,6 +38,8 @@ _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
 _FIXED_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
 """Observation size of the form without the goal."""
 _FIXED_GOAL_RADIUS = 0.5
+_RESET_NOISE = 0.1
+"""Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
 _GOAL_RADIUS = 0.45
 """Metres; D4RL's in both mazes, and gymnasium-robotics' own criterion."""
 _STRAY_SHARE = 1e-3
@@ -180,7 +183,10 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
         with contextlib.suppress(OSError):
             os.remove(raw.unwrapped.tmp_xml_file_path)
     if fixed_goal and task.family == "antmaze":
+        # D4RL's ant starts in the centre of its cell, with noise on every joint and velocity; gymnasium-robotics' has
+        # none, so that all episodes of a deterministic policy would be one and the same.
         raw.unwrapped.position_noise_range = 0.0
+        raw.unwrapped.ant_env._reset_noise_scale = _RESET_NOISE
     environment = Environment(task, raw, fixed_goal)
     for size, own, what in (
         (observation_size, environment.observation_size, "observation"),

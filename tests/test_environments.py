@@ -251,8 +251,14 @@ def test_success_at_the_time_limit_is_a_termination(make, width):
 def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, start, goal):
     environment = make(name, 29)
     still = np.zeros(8, np.float32)
+    firsts = np.array([environment.reset(seed) for seed in range(20)])
+    # D4RL's noise on the first state, without which every episode of a deterministic policy is the same.
+    assert np.abs(firsts[:, :2] - start).max() <= 0.1
+    assert (firsts[:, :2].std(axis=0) > 0.03).all()
+    assert (firsts[:, 7:15].std(axis=0) > 0.03).all()  # joints
+    assert (firsts[:, 15:].std(axis=0) > 0.05).all()  # velocities
     for seed in range(3):
-        np.testing.assert_allclose(environment.reset(seed)[:2], start, atol=1e-6)
+        np.testing.assert_array_equal(environment.reset(seed), firsts[seed])
         assert not environment.step(still).success
         place_ant(environment, (goal[0] - 0.55, goal[1]))
         assert not environment.step(still).success
