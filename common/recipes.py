@@ -10,9 +10,8 @@ scripts/generation/generate_maze2d_datasets.py.
 goal, with Gaussian noise of 0.2 on every action. `umaze`: from the task's start to its goal; `play`: from anywhere to
 goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. The goal pursued is not recorded: observations have
 29 numbers, and rewards are those of the task's one goal. An episode ends at the goal pursued, and soon after the ant
-has fallen on its back, from where it cannot rise (D4RL's ants circle around the goal until the time limit: of random
-goals, an imitator learns little else). Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py and
-relabel_antmaze_rewards.py.
+has fallen on its back, from where it cannot rise (D4RL's ants pursue their goal until the time limit). Fu et al., 2020,
+and D4RL's scripts/generation/generate_ant_maze_datasets.py and relabel_antmaze_rewards.py.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import tempfile
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -280,18 +279,18 @@ def _episode(environment: Environment, observations: np.ndarray, actions: np.nda
 def _walk_all(environment: Environment, size: int, seed: int, progress: Progress | None) -> list[EpisodeBuffer]:
     """Episodes of walking ants, `size` transitions in all, on every core; the last one is cut there."""
     episodes, made = [], 0
-    for observations, actions in _walks(environment.task.name, size, seed):
-        length = min(len(actions), size - made)
-        episodes.append(_episode(environment, observations[: length + 1], actions[:length]))
-        made += length
-        if progress is not None:
-            progress(made, size)
-        if made == size:
-            return episodes
-    raise AssertionError("walks never end")
+    with contextlib.closing(_walks(environment.task.name, size, seed)) as walks:
+        while made < size:
+            observations, actions = next(walks)
+            length = min(len(actions), size - made)
+            episodes.append(_episode(environment, observations[: length + 1], actions[:length]))
+            made += length
+            if progress is not None:
+                progress(made, size)
+    return episodes
 
 
-def _walks(name: str, size: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _walks(name: str, size: int, seed: int) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Episodes 0, 1, 2, ...: each a function of (name, seed, number) alone, wherever it is computed."""
     number = 0
     if size <= _FEW:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets.sources import READERS, Rows, answers, fingerprint, is_here, minari_remote, validate
+from common.datasets.sources import READERS, Episodes, Rows, answers, fingerprint, is_here, minari_remote, validate
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -35,7 +35,7 @@ _ARRAYS = ("observation", "action", "reward", "terminated", "truncated", "next_o
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Episodes):
     """Transitions in the order in which they were collected, episode after episode."""
 
     observation: np.ndarray
@@ -56,15 +56,6 @@ class Dataset:
     """Where it came from, as "kind:name"."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the reader counted and what the source says about itself; JSON-able."""
-
-    def __len__(self) -> int:
-        """The number of transitions."""
-        return len(self.reward)
-
-    @property
-    def starts(self) -> np.ndarray:
-        """int64 [episodes]: the first row of each episode."""
-        return np.flatnonzero(np.concatenate([[True], (self.terminated | self.truncated)[:-1]]))
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common.datasets.sources import archive, array_of, check_keys, fingerprint, one_line
+from common.datasets.sources import Episodes, archive, array_of, check_keys, fingerprint, one_line
 from common.errors import Refused
 
 _NPZ = ("image", "action", "reward")
@@ -24,7 +24,7 @@ _HDF5 = ("observation", "action", "reward", "discount", "step_type")
 
 
 @dataclass(frozen=True, eq=False)
-class PixelDataset:
+class PixelDataset(Episodes):
     """Transitions between images, in the order in which they were collected. An image is stored once, as uint8."""
 
     frames: np.ndarray
@@ -43,15 +43,6 @@ class PixelDataset:
     """Where it came from, as "vd4rl:FOLDER"."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the reader counted."""
-
-    def __len__(self) -> int:
-        """The number of transitions."""
-        return len(self.reward)
-
-    @property
-    def starts(self) -> np.ndarray:
-        """int64 [episodes]: the first row of each episode."""
-        return np.flatnonzero(np.concatenate([[True], (self.terminated | self.truncated)[:-1]]))
 
     @property
     def fingerprint(self) -> str:

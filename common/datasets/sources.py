@@ -445,6 +445,23 @@ def answers(url: str, seconds: float = HOST_SECONDS) -> bool:
     return answered.is_set()
 
 
+class Episodes:
+    """What data sets of vectors and of images have in common: rows in order, and two ways for an episode to end."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of transitions."""
+        return len(self.reward)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [episodes]: the first row of each episode."""
+        return np.flatnonzero(np.concatenate([[True], (self.terminated | self.truncated)[:-1]]))
+
+
 def fingerprint(data: Any, names: Sequence[str]) -> str:
     """sha256 over names, types, shapes and contents of these arrays of `data`."""
     digest = hashlib.sha256()
