@@ -39,8 +39,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from common import replay, training
+from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
+from common.tasks import Task
 
 Metrics = dict[str, jax.Array]
 
@@ -80,10 +82,22 @@ class Config(struct.PyTreeNode):
     """Share of each minibatch that is prior data; 0 leaves prior data out."""
     seeded_buffer: bool = struct.field(default=False, pytree_node=False)
     """Draw uniformly from prior data and experience together, instead of in a fixed ratio."""
+    steps: int = struct.field(default=250_000, pytree_node=False)
+    """Environment steps of each run."""
     start_training: int = struct.field(default=5000, pytree_node=False)
     """Environment steps with uniformly random actions before the first update."""
     pretrain_steps: int = struct.field(default=0, pytree_node=False)
     """Updates (of `utd` gradient steps) on prior data alone before the first environment step."""
+
+    @property
+    def phases(self) -> tuple[int, int]:
+        """Updates offline and environment steps online."""
+        return self.pretrain_steps, self.steps
+
+    @property
+    def random_steps(self) -> int:
+        """Environment steps with random actions."""
+        return self.start_training
 
     @property
     def uses_prior_data(self) -> bool:
@@ -98,10 +112,10 @@ class Config(struct.PyTreeNode):
             return f"--target-subset must lie in 1 ... --ensemble {self.ensemble}, not {self.target_subset}"
         if not 0 <= self.dropout < 1:
             return f"--dropout must lie in [0, 1), not {self.dropout}"
-        if min(self.utd, self.batch_size, *self.hidden) < 1 or min(self.start_training, self.pretrain_steps) < 0:
-            return (
-                "--utd, --batch-size and --hidden must be at least 1, --start-training and --pretrain-steps at least 0"
-            )
+        if min(self.steps, self.utd, self.batch_size, *self.hidden) < 1:
+            return "--steps, --utd, --batch-size and --hidden must be at least 1"
+        if min(self.start_training, self.pretrain_steps) < 0:
+            return "--start-training and --pretrain-steps must be at least 0"
         if self.seeded_buffer and self.offline_ratio > 0:
             return "--seeded-buffer draws from one buffer: it needs --offline-ratio 0"
         return None
@@ -143,8 +157,13 @@ class RLPD(struct.PyTreeNode):
     target_critic: Ensemble
     temperature: Network
 
+    @staticmethod
+    def prepare(config: Config, data: Dataset, task: Task) -> Batch:
+        """The prior data as they are."""
+        return data.batch(task)
+
     @classmethod
-    def create(cls, config: Config, key: jax.Array, example: Batch) -> Self:
+    def create(cls, config: Config, key: jax.Array, example: Batch, prior: Batch | None) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
         actor = Network.create(TanhNormalActor(config.hidden, example.action.shape[-1]), actor_key, example.observation)
@@ -226,7 +245,11 @@ class RLPD(struct.PyTreeNode):
         temperature = self.temperature.descend(gradients, self.config.learning_rate)
         return self.replace(actor=actor, temperature=temperature), metrics | more
 
-    def update(self, batches: Batch, key: jax.Array) -> tuple[Self, Metrics]:
+    def switch(self, key: jax.Array, prior: Batch | None) -> Self:
+        """After `pretrain_steps`: the same agent goes online."""
+        return self
+
+    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
         """Algorithm 1, lines 11-23, for minibatches [utd, batch_size, ...]."""
         critic_key, actor_key = jax.random.split(key)
         keys = jax.random.split(critic_key, self.config.utd)

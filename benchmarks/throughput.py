@@ -33,7 +33,7 @@ from benchmarks.results import publish
 from common import environments, tasks
 from common.machine import cores
 from common.programs import Learner, Programs
-from common.replay import Batch, Replay
+from common.replay import Batch, Episode, Replay
 
 OBSERVATION, ACTION = 29, 8
 """AntMaze, as in the paper."""
@@ -112,8 +112,9 @@ class Update:
         self.seeds = programs.place(seeds)
         self.prior = programs.share(random(PRIOR))
         self.transition = random(runs)
+        self.episode = Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
         configs = jax.tree.map(lambda x: np.full(runs, x, np.float32), config)
-        agent = programs.create(configs, seeds, self.transition)
+        agent = programs.create(configs, seeds, self.transition, self.prior)
         rows = random(1, CAPACITY)
         rows = jax.tree.map(lambda x: np.repeat(x, runs, axis=0), rows)
         self.learner = programs.place(Learner(agent, Replay(rows, np.full(runs, CAPACITY, np.int32))))
@@ -123,17 +124,15 @@ class Update:
     def __call__(self) -> np.ndarray:
         """One environment step: insert, sample, update, act."""
         self.step += 1
-        self.learner, action, _ = self.programs.learn(
-            self.learner, self.seeds, self.step, self.transition, self.transition.next_observation, self.prior
-        )
+        step = self.seeds, self.step, self.transition, self.episode, self.transition.next_observation
+        self.learner, action, _ = self.programs.learn(self.learner, *step, self.prior)
         return action
 
     def collect(self) -> np.ndarray:
         """The same without sampling and updating."""
         self.step += 1
-        self.learner, action = self.programs.collect(
-            self.learner, self.seeds, self.step, self.transition, self.transition.next_observation
-        )
+        step = self.seeds, self.step, self.transition, self.episode, self.transition.next_observation
+        self.learner, action = self.programs.collect(self.learner, *step)
         return action
 
     def act(self) -> np.ndarray:

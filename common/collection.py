@@ -9,7 +9,7 @@ import numpy as np
 
 from common.environments import Environment
 from common.evaluation import episode_seed
-from common.replay import Batch
+from common.replay import Batch, Episode
 from common.tasks import Task
 
 
@@ -43,8 +43,8 @@ class Collector:
         """What the run's present episode starts from."""
         return episode_seed(self.seeds[run], 0, int(self.episode[run]))
 
-    def step(self, actions: np.ndarray) -> Batch:
-        """Act in every environment: the transitions [runs, ...], rewards as the learner sees them.
+    def step(self, actions: np.ndarray) -> tuple[Batch, Episode]:
+        """Act in every environment: the transitions [runs, ...], rewards as the learner sees them, and their episodes.
 
         `observation` is afterwards what the next action is for: the start of a new episode where one has ended.
         """
@@ -52,22 +52,29 @@ class Collector:
         taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
         after = np.stack([s.next_observation for s in taken])
         self.observation = after.copy()
+        over = np.array([s.terminated or s.truncated for s in taken])
         for run, result in enumerate(taken):
             self.actions[run].append(actions[run])
             self.returns[run] += result.reward
             self.solved[run] |= result.success
-            if result.terminated or result.truncated:
-                self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
-                self.episode[run] += 1
-                self.observation[run] = self.reset(run)
+        episode = Episode(
+            over=over,
+            score=np.asarray(self.task.score(self.returns, self.solved), np.float32),
+            length=np.array([len(actions) for actions in self.actions], np.int32),
+        )
+        for run in np.flatnonzero(over).tolist():
+            self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
+            self.episode[run] += 1
+            self.observation[run] = self.reset(run)
         reward = np.array([s.reward for s in taken], np.float32)
-        return Batch(
+        transition = Batch(
             observation=before,
             action=np.asarray(actions, np.float32),
             reward=self.task.reward_scale * reward + np.float32(self.task.reward_shift),
             mask=np.array([not s.terminated for s in taken], np.float32),
             next_observation=after,
         )
+        return transition, episode
 
     def report(self) -> list[dict[str, float]]:
         """Per run, the mean return and success of the episodes that ended since the last report (nan: none did)."""

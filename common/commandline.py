@@ -30,16 +30,14 @@ class Run:
     """Seed of the first run."""
     num_seeds: int = 1
     """Seeds per point of the grid, counted up from `seed`, trained side by side."""
-    steps: int = 100_000
-    """Environment steps of each run."""
     eval_every: int = 5000
-    """Environment steps between evaluations."""
+    """Steps between evaluations; a step is an update offline and an environment step online."""
     eval_episodes: int = 10
     """Episodes of each evaluation of each run."""
     log_every: int = 1000
-    """Environment steps between rows of metrics.csv."""
+    """Steps between rows of metrics.csv."""
     checkpoint_every: int | None = None
-    """Environment steps between checkpoints; 0 writes none. Default: with every evaluation."""
+    """Steps between checkpoints; 0 writes none. Default: with every evaluation."""
     out: Path | None = None
     """Run directory, which must not exist yet. Default: runs/ALGORITHM/TASK/TIMESTAMP."""
     resume: Path | None = None
@@ -55,7 +53,7 @@ class Run:
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
-        for name in ("num_seeds", "steps", "eval_every", "eval_episodes", "log_every", "width", "devices"):
+        for name in ("num_seeds", "eval_every", "eval_episodes", "log_every", "width", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {value}"

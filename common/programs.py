@@ -2,13 +2,23 @@
 
 What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with a field `config` and
 
-    create(config, key, example) -> agent       fresh, for transitions shaped like one unbatched `example`
-    sample(key, experience, prior) -> batches    the minibatches of one update
-    update(batches, key) -> agent, metrics       all gradient steps of one environment step
-    explore(observation, key) -> action          while collecting
-    act(observation) -> action                   while evaluating
+    prepare(config, data, task) -> prior          once, on the host: what is learnt from, a Batch of prior data or more
+    create(config, key, example, prior) -> agent  fresh, for transitions shaped like one unbatched `example`
+    sample(key, experience, prior) -> batches     the minibatches of one update; offline there is no experience (None)
+    update(batches, key, step) -> agent, metrics  all gradient steps of one step, which are counted from 1 in each phase
+    switch(key, prior) -> agent                   what changes between the offline and the online phase
+    explore(observation, key) -> action           while collecting
+    act(observation) -> action                    while evaluating
 
-all pure and written for one run. Its Config offers `start_training`, `pretrain_steps`, `uses_prior_data`, `problem()`.
+and, if it learns from how episodes went, `after_episode(episode) -> agent`, called after every environment step with an
+`Episode`. `prepare` is a static method, `create` a class method; all but `prepare` are pure and written for one run. An
+agent without an online phase has no use for `switch` and `explore`. Its Config offers
+
+    phases             updates of the offline phase, environment steps of the online phase; either may be 0
+    start_training     environment steps before the first online update
+    random_steps       of these, the first ones with uniformly random actions
+    uses_prior_data    whether there must be prior data
+    problem()          what is wrong with its values, in one line, or None
 """
 
 from __future__ import annotations
@@ -23,11 +33,11 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from common.errors import Refused
-from common.replay import Batch, Replay
+from common.replay import Batch, Episode, Replay
 
 Metrics = dict[str, jax.Array]
 
-INITIALISE, LEARN, PRETRAIN, EXPLORE = range(4)
+INITIALISE, LEARN, OFFLINE, EXPLORE, SWITCH = range(5)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
 
 
@@ -40,7 +50,8 @@ class Learner(struct.PyTreeNode):
     """What training changes, on the device; every array has the runs as its leading axis."""
 
     agent: Any
-    experience: Replay
+    experience: Replay | None
+    """None before the online phase, and without one."""
 
 
 class Programs:
@@ -60,15 +71,27 @@ class Programs:
         count = devices or min(len(available), runs)
         if count > min(len(available), runs):
             raise Refused(f"--devices {count}: {len(available)} present, for {runs} run{'s' * (runs > 1)}")
+        self.prepare = agent_class.prepare
         self.runs, self.rows = runs, -(-runs // count) * count
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
 
-        def create(config: Any, seed: jax.Array, example: Batch) -> Any:
-            return agent_class.create(config, run_key(seed, INITIALISE), example)
+        learns_from_episodes = hasattr(agent_class, "after_episode")
 
-        def insert(learner: Learner, transition: Batch) -> Learner:
-            return learner.replace(experience=jax.vmap(Replay.insert)(learner.experience, transition))
+        def create(configs: Any, seeds: jax.Array, examples: Batch, prior: Any) -> Any:
+            def one_run(config: Any, seed: jax.Array, example: Batch) -> Any:
+                return agent_class.create(config, run_key(seed, INITIALISE), example, prior)
+
+            return self.over_runs(one_run)(configs, seeds, examples)
+
+        def switch(agents: Any, seeds: jax.Array, prior: Any) -> Any:
+            return self.over_runs(lambda agent, seed: agent.switch(run_key(seed, SWITCH), prior))(agents, seeds)
+
+        def insert(learner: Learner, transition: Batch, episode: Episode) -> Learner:
+            agent = learner.agent
+            if learns_from_episodes:
+                agent = jax.vmap(agent_class.after_episode)(agent, episode)
+            return Learner(agent, jax.vmap(Replay.insert)(learner.experience, transition))
 
         def choose(agents: Any, seeds: jax.Array, step: jax.Array, observation: jax.Array) -> jax.Array:
             """The action that follows environment step `step`: random until training starts."""
@@ -77,15 +100,20 @@ class Programs:
                 key = run_key(seed, EXPLORE, step)
                 action = agent.explore(observation, key)
                 uniform = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
-                return jnp.where(step < config.start_training, uniform, action)
+                return jnp.where(step < config.random_steps, uniform, action)
 
             return self.over_runs(one_run)(agents, seeds, observation)
 
         def collect(
-            learner: Learner, seeds: jax.Array, step: jax.Array, transition: Batch, observation: jax.Array
+            learner: Learner,
+            seeds: jax.Array,
+            step: jax.Array,
+            transition: Batch,
+            episode: Episode,
+            observation: jax.Array,
         ) -> tuple[Learner, jax.Array]:
             """Insert a transition and choose the next action."""
-            learner = insert(learner, transition)
+            learner = insert(learner, transition, episode)
             return learner, choose(learner.agent, seeds, step, observation)
 
         def learn(
@@ -93,35 +121,36 @@ class Programs:
             seeds: jax.Array,
             step: jax.Array,
             transition: Batch,
+            episode: Episode,
             observation: jax.Array,
-            prior: Batch | None,
+            prior: Any,
         ) -> tuple[Learner, jax.Array, Metrics]:
             """Insert a transition, update on fresh minibatches, and choose the next action."""
 
             def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
                 _, key = jax.random.split(run_key(seed, LEARN, step))
-                agent, metrics = agent.update(batches, key)
+                agent, metrics = agent.update(batches, key, step)
                 return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
 
             def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
                 key, _ = jax.random.split(run_key(seed, LEARN, step))
                 return agent.sample(key, experience, prior)
 
-            learner = insert(learner, transition)
+            learner = insert(learner, transition, episode)
             # Outside the map over runs, which would copy every run's whole buffer.
             batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
             agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
             return learner.replace(agent=agent), action, metrics
 
-        def pretrain(agents: Any, seeds: jax.Array, first: jax.Array, steps: int, prior: Batch) -> tuple[Any, Metrics]:
-            """`steps` updates on prior data alone."""
+        def offline(agents: Any, seeds: jax.Array, first: jax.Array, steps: int, prior: Any) -> tuple[Any, Metrics]:
+            """`steps` updates on prior data alone, after the `first` ones."""
 
             def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
                 def update(agent: Any, step: jax.Array) -> tuple[Any, Metrics]:
-                    sample_key, update_key = jax.random.split(run_key(seed, PRETRAIN, step))
-                    return agent.update(agent.sample(sample_key, None, prior), update_key)
+                    sample_key, update_key = jax.random.split(run_key(seed, OFFLINE, step))
+                    return agent.update(agent.sample(sample_key, None, prior), update_key, step)
 
-                agent, metrics = jax.lax.scan(update, agent, first + jnp.arange(steps))
+                agent, metrics = jax.lax.scan(update, agent, first + 1 + jnp.arange(steps))
                 return agent, jax.tree.map(jnp.mean, metrics)
 
             return self.over_runs(one_run)(agents, seeds)
@@ -135,14 +164,15 @@ class Programs:
             return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
         self.jitted = {
-            "create": jax.jit(sharded(self.over_runs(create), (run, run, run), run)),
+            "create": jax.jit(sharded(create, (run, run, run, same), run)),
             "choose": jax.jit(sharded(choose, (run, run, same, run), run)),
-            "collect": jax.jit(sharded(collect, (run, run, same, run, run), (run, run)), donate_argnums=0),
-            "learn": jax.jit(sharded(learn, (run, run, same, run, run, same), (run, run, run)), donate_argnums=0),
+            "collect": jax.jit(sharded(collect, (run, run, same, run, run, run), (run, run)), donate_argnums=0),
+            "learn": jax.jit(sharded(learn, (run, run, same, run, run, run, same), (run, run, run)), donate_argnums=0),
             "act": jax.jit(sharded(act, (run, run), run)),
-            "pretrain": jax.jit(
+            "switch": jax.jit(sharded(switch, (run, run, same), run), donate_argnums=0),
+            "offline": jax.jit(
                 lambda agents, seeds, first, steps, prior: sharded(
-                    lambda a, s, f, p: pretrain(a, s, f, steps, p), (run, run, same, same), (run, run)
+                    lambda a, s, f, p: offline(a, s, f, steps, p), (run, run, same, same), (run, run)
                 )(agents, seeds, first, prior),
                 static_argnums=3,
                 donate_argnums=0,
@@ -150,35 +180,52 @@ class Programs:
         }
         """Name -> jitted function, with the axis filled up."""
 
-    def create(self, config: Any, seeds: np.ndarray, example: Batch) -> Any:
-        """Fresh agents, from host arrays with the axis of runs."""
-        return self.jitted["create"](*self.place((config, seeds, example)))
+    def create(self, config: Any, seeds: np.ndarray, example: Batch, prior: Any) -> Any:
+        """Fresh agents, from host arrays with the axis of runs and the prior data on the devices."""
+        return self.jitted["create"](*self.place((config, seeds, example)), prior)
+
+    def switch(self, agents: Any, seeds: jax.Array, prior: Any) -> Any:
+        """The agents as they enter the online phase."""
+        return self.jitted["switch"](agents, seeds, prior)
 
     def choose(self, agents: Any, seeds: jax.Array, step: int, observation: np.ndarray) -> np.ndarray:
         """The actions [runs, a] after environment step `step`, which has the number 0 before the first."""
         return self.host(self.jitted["choose"](agents, seeds, np.int32(step), self.fill(observation)))
 
     def collect(
-        self, learner: Learner, seeds: jax.Array, step: int, transition: Batch, observation: np.ndarray
+        self,
+        learner: Learner,
+        seeds: jax.Array,
+        step: int,
+        transition: Batch,
+        episode: Episode,
+        observation: np.ndarray,
     ) -> tuple[Learner, np.ndarray]:
         """Insert the transitions of `step` [runs, ...]: the learner, and the next actions [runs, a]."""
         learner, action = self.jitted["collect"](
-            learner, seeds, np.int32(step), self.fill(transition), self.fill(observation)
+            learner, seeds, np.int32(step), *self.fill((transition, episode, observation))
         )
         return learner, self.host(action)
 
     def learn(
-        self, learner: Learner, seeds: jax.Array, step: int, transition: Batch, observation: np.ndarray, prior: Any
+        self,
+        learner: Learner,
+        seeds: jax.Array,
+        step: int,
+        transition: Batch,
+        episode: Episode,
+        observation: np.ndarray,
+        prior: Any,
     ) -> tuple[Learner, np.ndarray, Metrics]:
         """As `collect`, with the update of this step before the next actions; metrics stay on the device."""
         learner, action, metrics = self.jitted["learn"](
-            learner, seeds, np.int32(step), self.fill(transition), self.fill(observation), prior
+            learner, seeds, np.int32(step), *self.fill((transition, episode, observation)), prior
         )
         return learner, self.host(action), metrics
 
-    def pretrain(self, agents: Any, seeds: jax.Array, first: int, steps: int, prior: Batch) -> tuple[Any, Metrics]:
-        """`steps` updates on prior data alone, numbered from `first`."""
-        return self.jitted["pretrain"](agents, seeds, np.int32(first), steps, prior)
+    def offline(self, agents: Any, seeds: jax.Array, first: int, steps: int, prior: Any) -> tuple[Any, Metrics]:
+        """`steps` updates on prior data alone, after the `first` ones: the agents, and the metrics' means."""
+        return self.jitted["offline"](agents, seeds, np.int32(first), steps, prior)
 
     def act(self, agents: Any, observations: np.ndarray) -> np.ndarray:
         """The evaluated policies' actions for observations [runs, n, o]: [runs, n, a]."""

@@ -27,6 +27,17 @@ class Batch(struct.PyTreeNode):
     """[..., observation]"""
 
 
+class Episode(struct.PyTreeNode):
+    """How the episode that a transition belongs to stands after it."""
+
+    over: jax.Array
+    """bool []: it ended with this transition."""
+    score: jax.Array
+    """float32 []: the task's score so far, in percent."""
+    length: jax.Array
+    """int32 []: environment steps so far."""
+
+
 class Replay(struct.PyTreeNode):
     """A ring buffer of transitions: the newest overwrites the oldest once `capacity` rows are filled."""
 

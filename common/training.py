@@ -94,19 +94,21 @@ class Session:
         def make() -> Environment:
             return environments.make(task, data)
 
-        self.collector = Collector(make, task, self.seeds)
+        self.offline_steps, self.online_steps = request.config.phases
+        self.collector = Collector(make, task, self.seeds) if self.online_steps else None
         self.evaluator = Evaluator(make, runs, request.run.eval_episodes)
         self.trackers = Trackers(directory.path, request.run)
         every = request.run.checkpoint_every
         self.checkpoint_every = request.run.eval_every if every is None else every
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if self.checkpoint_every else None
 
-        self.prior = None if data is None else self.programs.share(data.batch(task))
+        self.prior = None if data is None else programs.share(programs.prepare(request.config, data, task))
         configs = jax.tree.map(lambda x: np.full(runs, x, np.float32), request.config)
         for name in request.grid:
             values = [p[name] for p in points for _ in range(request.run.num_seeds)]
             configs = configs.replace(**{name: np.array(values, np.float32)})
-        environment = self.collector.environments[0]
+        environment = self.evaluator.environments[0][0]
+        self.horizon = environment.horizon
         example = Batch(
             observation=np.zeros((runs, environment.observation_size), np.float32),
             action=np.zeros((runs, environment.action_size), np.float32),
@@ -116,13 +118,16 @@ class Session:
         )
         seeds = np.array(self.seeds, np.int32)
         self.device_seeds = self.programs.place(seeds)
-        agent = self.programs.create(configs, seeds, example)
-        experience = jax.vmap(lambda e: Replay.create(e, request.run.steps))(example)
-        self.learner = Learner(agent, self.programs.place(jax.device_get(experience)))
+        agent = programs.create(configs, seeds, example, self.prior)
+        experience = None
+        if self.online_steps:
+            empty = jax.vmap(lambda e: Replay.create(e, self.online_steps))(example)
+            experience = programs.place(jax.device_get(empty))
+        self.learner = Learner(agent, experience)
         self.action: np.ndarray | None = None
         """The next step's actions, [runs, a]; None before the first."""
         self.progress: dict[str, Any] = {
-            "phase": "offline" if request.config.pretrain_steps else "online",
+            "phase": "offline" if self.offline_steps else "online",
             "step": 0,
             "learning_seconds": 0.0,
             "learning_steps": 0,
@@ -137,10 +142,10 @@ class Session:
         """Write a checkpoint of everything the rest of the run depends on."""
         host = self.programs.host
         agent = flatten(host(self.learner.agent))
-        filled = min(self.progress["step"], self.run.steps) if self.progress["phase"] == "online" else 0
+        filled = self.progress["step"] if self.progress["phase"] == "online" else 0
         rows = flatten(host(jax.tree.map(lambda x: x[:, :filled], self.learner.experience.rows))) if filled else {}
         actions = {} if self.action is None else {"action": self.action}
-        arrays, episodes = self.collector.state()
+        arrays, episodes = self.collector.state() if self.collector else ({}, {})
         self.checkpoints.save(
             self.total_step,
             {f"agent.{k}": v for k, v in agent.items()} | {f"rows.{k}": v for k, v in rows.items()} | arrays | actions,
@@ -152,7 +157,8 @@ class Session:
         found = self.checkpoints.restore(self.announce) if self.checkpoints else None
         if found is not None:
             _, arrays, progress = found
-            self.collector.restore(arrays, progress, self.announce)
+            if self.collector:
+                self.collector.restore(arrays, progress, self.announce)
             self.progress = {k: progress[k] for k in self.progress}
             fresh = self.programs.host(self.learner)
             agent = unflatten(fresh.agent, {k.removeprefix("agent."): v for k, v in arrays.items()})
@@ -178,7 +184,7 @@ class Session:
     @property
     def total_step(self) -> int:
         """Steps of both phases so far."""
-        return self.progress["step"] + (self.config.pretrain_steps if self.progress["phase"] == "online" else 0)
+        return self.progress["step"] + (self.offline_steps if self.progress["phase"] == "online" else 0)
 
     def announce(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -216,6 +222,11 @@ class Session:
         reporter.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
 
     @property
+    def final_step(self) -> int:
+        """The last step of the last phase."""
+        return self.online_steps or self.offline_steps
+
+    @property
     def headline(self) -> str:
         """The column of eval.csv that tells how good a policy is: the score where the task has one."""
         return "score" if np.isfinite(self.task.score(0.0, True)) else "return_mean"
@@ -223,8 +234,11 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Curve and summary."""
         rows = self.directory.evaluations.rows()
-        last = [row for row in rows if (row["phase"], int(row["step"])) == ("online", self.run.steps)]
+        last = [row for row in rows if (row["phase"], int(row["step"])) == (self.progress["phase"], self.final_step)]
         finals = [{k: float(r[k]) for k in ("score", "success", "return_mean")} for r in last]
+        if self.offline_steps and self.online_steps:
+            for run, final in enumerate(finals):
+                final |= online_progress([row for row in rows if int(row["run"]) == run], self.headline)
         learning, evaluation = self.progress["learning_seconds"], self.progress["evaluation_seconds"]
         steps = self.progress["learning_steps"]
         summary = {
@@ -237,7 +251,7 @@ class Session:
             "evaluation_seconds": evaluation,
             "compile_seconds": self.progress["compile_seconds"],
             "peak_memory_bytes": peak_memory(),
-            "environment_horizon": self.collector.environments[0].horizon,
+            "environment_horizon": self.horizon,
         }
         self.directory.draw_curve(f"{self.task.name}, {len(self.seeds)} runs", self.headline)
         self.directory.finish(summary)
@@ -245,40 +259,57 @@ class Session:
 
     # ------------------------------------------------------------------ the loops
 
-    def pretrain(self, reporter: Reporter, interruption: Interruption) -> bool:
+    def offline(self, reporter: Reporter, interruption: Interruption) -> bool:
         """The offline phase: updates on prior data, an interval in one jitted call. False if interrupted."""
-        progress, total = self.progress, self.config.pretrain_steps
+        progress, total, run = self.progress, self.offline_steps, self.run
+        compiled: set[int] = set()
         while progress["step"] < total:
-            first = progress["step"]
-            steps = min(self.run.log_every, total - first)
-            agent, metrics = self.programs.pretrain(self.learner.agent, self.device_seeds, first, steps, self.prior)
+            start, first = time.perf_counter(), progress["step"]
+            # To the next row of metrics or the next evaluation, whichever comes first.
+            steps = min(total, *((first // every + 1) * every for every in (run.log_every, run.eval_every))) - first
+            agent, metrics = self.programs.offline(self.learner.agent, self.device_seeds, first, steps, self.prior)
             self.learner = self.learner.replace(agent=agent)
-            progress["step"] += steps
-            self.log(metrics, [{"episode_return": np.nan, "episode_success": np.nan}] * len(self.seeds))
-            reporter.advance(progress["step"], "pretraining", self.speed())
-            done, stop = progress["step"] == total, interruption.received is not None
-            if done:
+            progress["step"] = step = first + steps
+            metrics = jax.device_get(metrics)  # waits
+            seconds = time.perf_counter() - start
+            if steps in compiled:
+                progress["learning_seconds"] += seconds
+                progress["learning_steps"] += steps
+            else:
+                progress["compile_seconds"] += seconds
+                compiled.add(steps)
+            nothing_played = {"episode_return": np.nan, "episode_success": np.nan} if self.collector else {}
+            self.log(metrics, [nothing_played] * len(self.seeds))
+            reporter.advance(step, "offline", self.speed())
+            last, stop = step == total, interruption.received is not None
+            if last or step % run.eval_every == 0:
                 self.evaluate(reporter)
-            every = self.checkpoint_every
-            if self.checkpoints and (done or stop or progress["step"] // every > first // every):
+            due = self.checkpoint_every and step // self.checkpoint_every > first // self.checkpoint_every
+            if self.checkpoints and (last or stop or due):
                 self.save()
-            if stop:
+            if stop and not (last and not self.online_steps):
                 return False
         return True
 
+    def switch(self) -> None:
+        """From the offline to the online phase: the algorithm's own step."""
+        agent = self.programs.switch(self.learner.agent, self.device_seeds, self.prior)
+        self.learner = self.learner.replace(agent=agent)
+        self.progress |= {"phase": "online", "step": 0, "learning_seconds": 0.0, "learning_steps": 0}
+
     def online(self, reporter: Reporter, interruption: Interruption) -> bool:
         """The online phase: one environment step of all runs and one jitted call at a time. False if interrupted."""
-        run, programs, progress = self.run, self.programs, self.progress
+        run, programs, progress, total = self.run, self.programs, self.progress, self.online_steps
         learning_from = max(self.config.start_training, progress["step"]) + 1
         shown = 0.0
         if self.action is None:
             observation = self.collector.observation
             self.action = self.playable(programs.choose(self.learner.agent, self.device_seeds, 0, observation))
-        while progress["step"] < run.steps:
+        while progress["step"] < total:
             start = time.perf_counter()
             progress["step"] = step = progress["step"] + 1
-            transition = self.collector.step(self.action)
-            arguments = (self.learner, self.device_seeds, step, transition, self.collector.observation)
+            transition, episode = self.collector.step(self.action)
+            arguments = (self.learner, self.device_seeds, step, transition, episode, self.collector.observation)
             if step < learning_from:
                 self.learner, action = programs.collect(*arguments)
                 metrics = {}
@@ -293,10 +324,10 @@ class Session:
                 progress["learning_steps"] += 1
             if now - shown > 0.1:
                 shown = now
-                reporter.advance(self.total_step, "training" if metrics else "collecting", self.speed())
+                reporter.advance(self.total_step, "online" if metrics else "collecting", self.speed())
             if metrics and step % run.log_every == 0:
                 self.log(metrics, self.collector.report())
-            last, stop = step == run.steps, interruption.received is not None
+            last, stop = step == total, interruption.received is not None
             if last or step % run.eval_every == 0:
                 self.evaluate(reporter)
             if self.checkpoints and (last or stop or step % self.checkpoint_every == 0):
@@ -317,19 +348,20 @@ class Session:
         return np.where(broken[:, None], np.float32(0), action)
 
     def speed(self) -> float:
-        """Environment steps of each run per second while learning, evaluation not counted."""
+        """Steps of each run per second while learning in this phase, evaluation not counted."""
         return self.progress["learning_steps"] / max(1e-9, self.progress["learning_seconds"])
 
     def train(self) -> int:
         """Both phases and the summary; the exit status."""
-        total = self.config.pretrain_steps + self.run.steps
+        total = self.offline_steps + self.online_steps
         with Interruption() as interruption, Reporter(self.console, total, self.total_step) as reporter:
             finished = True
             if self.progress["phase"] == "offline":
-                finished = self.pretrain(reporter, interruption)
-                if finished:
-                    self.progress |= {"phase": "online", "step": 0}
-            finished = finished and self.online(reporter, interruption)
+                finished = self.offline(reporter, interruption)
+            if finished and self.online_steps:
+                if self.progress["phase"] == "offline":
+                    self.switch()
+                finished = self.online(reporter, interruption)
         if not finished:
             kept = f"continue with --resume {self.directory.path}" if self.checkpoints else "checkpoints were off"
             self.announce(f"interrupted after step {self.progress['step']}; {kept}")
@@ -345,11 +377,28 @@ class Session:
     def close(self) -> None:
         """Release environments, files and threads."""
         self.evaluator.close()
-        for environment in self.collector.environments:
+        for environment in self.collector.environments if self.collector else ():
             environment.close()
         self.trackers.close()
         if self.checkpoints:
             self.checkpoints.close()
+
+
+def online_progress(rows: list[dict[str, str]], name: str) -> dict[str, float]:
+    """What became of a policy that was trained offline, from the rows of eval.csv of one run.
+
+    `offline`: its last offline evaluation. `drop`: what it had lost at its worst evaluation in the first tenth of the
+    online phase (at the first one, if that comes later); negative if it had only gained. `online_mean`: the mean of
+    all online evaluations; 100 minus it is the regret, where scores are in percent.
+    """
+    offline = [float(row[name]) for row in rows if row["phase"] == "offline"][-1]
+    online = [(int(row["step"]), float(row[name])) for row in rows if row["phase"] == "online"]
+    early = [value for step, value in online if step <= online[-1][0] / 10] or [online[0][1]]
+    return {
+        "offline": offline,
+        "drop": offline - min(early),
+        "online_mean": float(np.mean([value for _, value in online])),
+    }
 
 
 def peak_memory() -> int:

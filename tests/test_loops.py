@@ -77,12 +77,13 @@ def test_collected_transitions_by_hand(monkeypatch):
     starts = iter([3, 0, 4, 0])
     monkeypatch.setattr("common.collection.episode_seed", lambda *path: next(starts))
     collector = Collector(Counter, TASK, [0])
-    seen = []
+    seen, episodes = [], []
     for _ in range(6):
         acted_on = collector.observation.copy()
-        transition = collector.step(np.zeros((1, 1), np.float32))
+        transition, episode = collector.step(np.zeros((1, 1), np.float32))
         np.testing.assert_array_equal(transition.observation, acted_on)
         seen.append(tuple(float(x[0].item()) for x in jax.tree.leaves(transition) if x is not transition.action))
+        episodes.append(tuple(x[0].item() for x in jax.tree.leaves(episode)))
     assert seen == [
         # observation, reward 2 r - 1, mask, next observation
         (3, 7, 1, 4),
@@ -91,6 +92,15 @@ def test_collected_transitions_by_hand(monkeypatch):
         (1, 3, 1, 2),
         (2, 5, 1, 3),  # cut by the time limit: the mask stays 1, and the next observation is the episode's own
         (4, 9, 0, 5),
+    ]
+    assert episodes == [
+        # over, score in percent (success so far), length
+        (False, 0, 1),
+        (True, 100, 2),
+        (False, 0, 1),
+        (False, 0, 2),
+        (True, 0, 3),
+        (True, 100, 1),
     ]
     (told,) = collector.report()
     assert told == pytest.approx({"episode_return": (9 + 6 + 5) / 3, "episode_success": 200 / 3})

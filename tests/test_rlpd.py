@@ -28,7 +28,7 @@ def random_batch(seed: int, *leading: int) -> Batch:
 def make_agent(seed: int = 0, **values) -> RLPD:
     config = Config(**({"hidden": (8, 6), "ensemble": 4, "utd": 3, "batch_size": ROWS} | values))
     example = jax.tree.map(lambda x: x[0], random_batch(0, 1))
-    agent = RLPD.create(config, jax.random.key(seed), example)
+    agent = RLPD.create(config, jax.random.key(seed), example, None)
     # Targets that differ from the online critics, LayerNorm scales and biases that are not 1 and 0.
     keys = iter(jax.random.split(jax.random.key(99), 1000))
 
@@ -161,7 +161,7 @@ def test_critic_step_is_adam_and_targets_track():
 def test_update_is_the_algorithm_box():
     """G critic steps one after another, then one actor and one temperature step on the last minibatch."""
     agent, batches, key = make_agent(), random_batch(4, 3, ROWS), jax.random.key(8)
-    updated, metrics = jax.jit(RLPD.update)(agent, batches, key)
+    updated, metrics = jax.jit(RLPD.update)(agent, batches, key, 1)
     critic_key, actor_key = jax.random.split(key)
     q = []
     for step, step_key in enumerate(jax.random.split(critic_key, 3)):
@@ -176,11 +176,11 @@ def test_update_is_the_algorithm_box():
 
 def test_a_minibatch_changes_the_actor_only_if_it_is_the_last():
     agent, batches, key = make_agent(learning_rate=0.0), random_batch(4, 3, ROWS), jax.random.key(8)
-    entropy = RLPD.update(agent, batches, key)[1]["entropy"]
+    entropy = RLPD.update(agent, batches, key, 1)[1]["entropy"]
     first = batches.replace(observation=batches.observation + np.array([1, 0, 0])[:, None, None])
     last = batches.replace(observation=batches.observation + np.array([0, 0, 1])[:, None, None])
-    assert RLPD.update(agent, first, key)[1]["entropy"] == entropy
-    assert RLPD.update(agent, last, key)[1]["entropy"] != entropy
+    assert RLPD.update(agent, first, key, 1)[1]["entropy"] == entropy
+    assert RLPD.update(agent, last, key, 1)[1]["entropy"] != entropy
 
 
 def test_termination_stops_bootstrapping_and_a_time_limit_does_not():
@@ -265,7 +265,7 @@ def test_weight_decay_shrinks_kernels_only():
 
 def test_utd_counts_critic_steps_and_the_actor_steps_once():
     for utd in (1, 5):
-        agent, _ = RLPD.update(make_agent(utd=utd), random_batch(9, utd, ROWS), jax.random.key(0))
+        agent, _ = RLPD.update(make_agent(utd=utd), random_batch(9, utd, ROWS), jax.random.key(0), 1)
         assert int(agent.critic.opt_state.count) == utd
         assert int(agent.actor.opt_state.count) == 1
         assert int(agent.temperature.opt_state.count) == 1

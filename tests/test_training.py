@@ -148,7 +148,7 @@ def test_every_program_compiles_once(tmp_path, monkeypatch):
     serve(*SMALL, "--num-seeds", 2, "--out", tmp_path / "run")
     programs = sessions[0].programs
     sizes = {name: program._cache_size() for name, program in programs.jitted.items()}
-    assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "pretrain": 0}
+    assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "switch": 0, "offline": 0}
 
 
 def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):
     train = training.Session.train
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    monkeypatch.setitem(recipes.SIZES, "pointmaze", 500)
+    monkeypatch.setitem(recipes.SIZES, "pointmaze-umaze", 500)
     serve("--env", "pointmaze-umaze", "--hidden", 8, "--ensemble", 2,
           "--utd", 3, "--batch-size", 8, "--pretrain-steps", 5, "--log-every", 2, "--steps", 20, "--start-training", 16,
           "--eval-every", 20, "--eval-episodes", 1, "--out", tmp_path / "run")  # fmt: skip
