@@ -5,13 +5,12 @@
 Ants walk towards waypoints, half of them on an open plane, half between the walls of AntMaze Large, all in one batched
 simulation; soft actor-critic (the agent of algorithms/rlpd.py without prior data) learns beside them from three-step
 returns, every transition shown in one of its eight symmetries, drawn anew each time. Written are
-common/ant_controller.npz and the learning curve in benchmarks/results/ant_controller.{csv,json}.
+common/recipes/ant_controller.npz and the learning curve in benchmarks/results/ant_controller.{csv,json}.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,11 @@ from mujoco.batch import Batch as Simulations
 from rich.console import Console
 
 from algorithms.rlpd import RLPD, Config
+from benchmarks import parallel_sac
+from benchmarks.parallel_sac import Learner, Pace
 from benchmarks.results import publish
-from common import ant, mazes
+from common.recipes import ant, mazes
+from common.recipes.behaviour import Policy
 from common.replay import Batch
 
 MODEL = Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"
@@ -42,29 +44,23 @@ LEARNER = Config(
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Pace):
     """How long and with what."""
 
     minutes: float = 15.0
     """Wall-clock time to train for."""
     seed: int = 0
     """Of everything random."""
-    ants: int = 64
-    """Simulated side by side; half of them between walls."""
-    discount: float = 0.985
-    """Per step of the ant."""
-    steps_ahead: int = 3
-    """Steps of the n-step returns."""
-    random_steps: int = 20_000
-    """Steps of all ants together with random actions first."""
-    updates: int = 2
-    """Agent updates (of two critic steps each) per step of all ants."""
     noise: float = 0.25
     """Standard deviation of the noise on what the motors get: the recipes will add 0.2, which must not throw an ant."""
-    capacity: int = 1_000_000
-    """Transitions kept."""
     weights: Path = ant.WEIGHTS
     """Where the controller is written."""
+    simulations: int = 64
+    discount: float = 0.985
+    steps_ahead: int = 3
+    random_steps: int = 20_000
+    updates: int = 2
+    capacity: int = 1_000_000
 
 
 class Herd:
@@ -178,51 +174,6 @@ class Herd:
         return following, reward, terminated, truncated, np.where(broken, 0.0, progress)
 
 
-class Memory:
-    """n-step transitions of the herds, on the host."""
-
-    def __init__(self, training: Training):
-        rows = training.capacity // training.ants * training.ants
-        self.rows = Batch(
-            observation=np.zeros((rows, ant.OBSERVATION_SIZE), np.float32),
-            action=np.zeros((rows, ant.ACTION_SIZE), np.float32),
-            reward=np.zeros(rows, np.float32),
-            mask=np.zeros(rows, np.float32),
-            next_observation=np.zeros((rows, ant.OBSERVATION_SIZE), np.float32),
-        )
-        self.recent: deque[tuple[np.ndarray, ...]] = deque()
-        self.training, self.next, self.size = training, 0, 0
-
-    def add(self, *step: np.ndarray) -> None:
-        """One step of all ants: observation, action, reward, terminated, truncated, next observation."""
-        self.recent.append(step)
-        if len(self.recent) < self.training.steps_ahead:
-            return
-        count = self.training.ants
-        total, mask = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        final = np.empty((count, ant.OBSERVATION_SIZE), np.float32)
-        alive, factor = np.ones(count, bool), 1.0
-        for _, _, reward, terminated, truncated, following in self.recent:
-            total += alive * factor * reward
-            factor *= self.training.discount
-            final[alive] = following[alive]
-            mask[alive] = factor * ~terminated[alive]
-            alive = alive & ~(terminated | truncated)
-        observation, action, *_ = self.recent.popleft()
-        place = slice(self.next, self.next + count)
-        for rows, new in zip(jax.tree.leaves(self.rows), (observation, action, total, mask, final), strict=True):
-            rows[place] = new
-        self.next = (self.next + count) % len(self.rows.reward)
-        self.size = min(self.size + count, len(self.rows.reward))
-
-    def draw(self, rng: np.random.Generator) -> Batch:
-        """Minibatches for the updates of one step, [updates, utd, batch, ...]."""
-        shape = (self.training.updates, LEARNER.utd, LEARNER.batch_size)
-        index = rng.integers(0, self.size, shape)
-        return jax.tree.map(lambda rows: rows[index], self.rows)
-
-
-@jax.jit
 def learn(agent: RLPD, batches: Batch, key: jax.Array) -> tuple[RLPD, dict[str, jax.Array]]:
     """Updates on minibatches [updates, utd, batch, ...], every row under a random symmetry."""
     draw, update = jax.random.split(key)
@@ -236,94 +187,60 @@ def learn(agent: RLPD, batches: Batch, key: jax.Array) -> tuple[RLPD, dict[str, 
         action=shown(batches.action, ant.ACTION_INDEX, ant.ACTION_SIGN),
         next_observation=shown(batches.next_observation, ant.OBSERVATION_INDEX, ant.OBSERVATION_SIGN),
     )
-    keys = jax.random.split(update, batches.reward.shape[0])
-    agent, metrics = jax.lax.scan(lambda agent, x: agent.update(*x), agent, (batches, keys))
-    return agent, jax.tree.map(jnp.mean, metrics)
+    return parallel_sac.update(agent, batches, update)
 
 
-class Actor:
-    """The policy's weights in NumPy: a step of 64 ants is too small to send to a device."""
-
-    def __init__(self, agent: RLPD):
-        params = jax.device_get(agent.actor.params)["params"]
-        hidden = [params["MLP_0"][f"Dense_{k}"] for k in range(len(LEARNER.hidden))]
-        self.hidden = [(layer["kernel"], layer["bias"]) for layer in hidden]
-        self.mean, self.log_std = ((params[name]["kernel"], params[name]["bias"]) for name in ("Dense_0", "Dense_1"))
-
-    def __call__(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sampled actions [ants, 8]."""
-        for kernel, bias in self.hidden:
-            observation = np.maximum(observation @ kernel + bias, 0)
-        mean = observation @ self.mean[0] + self.mean[1]
-        std = np.exp((observation @ self.log_std[0] + self.log_std[1]).clip(-20, 2))
-        return np.tanh(mean + std * rng.standard_normal(mean.shape, np.float32))
-
-    def save(self, path: Path) -> None:
-        """Write what `ant.Controller` reads: the layers up to the mean."""
-        layers = [*self.hidden, self.mean]
-        kernels = {f"kernel{k}": kernel for k, (kernel, _) in enumerate(layers)}
-        biases = {f"bias{k}": bias for k, (_, bias) in enumerate(layers)}
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
-            np.savez(file, **kernels, **biases)
-        temporary.replace(path)
+def save(policy: Policy, path: Path) -> None:
+    """Write what `ant.Controller` reads: the layers up to the mean."""
+    layers = [*policy.hidden, policy.mean]
+    kernels = {f"kernel{k}": kernel for k, (kernel, _) in enumerate(layers)}
+    biases = {f"bias{k}": bias for k, (_, bias) in enumerate(layers)}
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez(file, **kernels, **biases)
+    temporary.replace(path)
 
 
 def main(training: Training) -> None:
     """Train, say how it goes every half minute, write the controller and its curve."""
     console = Console()
     rng = np.random.default_rng(training.seed)
-    walled = training.ants // 2
+    walled = training.simulations // 2
     herds = (
-        Herd(training.ants - walled, training.seed + 1),
+        Herd(training.simulations - walled, training.seed + 1),
         Herd(walled, training.seed + 2, maps.LARGE_MAZE),
     )
-    memory = Memory(training)
-    example = jax.tree.map(lambda rows: rows[0], memory.rows)
-    key, create = jax.random.split(jax.random.key(training.seed))
-    agent = RLPD.create(LEARNER, create, example)
-    actor, metrics = Actor(agent), {}
+    learner = Learner(LEARNER, training, training.seed, ant.OBSERVATION_SIZE, ant.ACTION_SIZE, learn)
     rows: list[dict[str, Any]] = []
     start = shown = time.perf_counter()
-    steps = updates = 0
     window = np.zeros(4)  # steps, progress, falls on the plane, falls between walls
     while time.perf_counter() - start < 60 * training.minutes:
         observation = np.concatenate([herd.observation for herd in herds])
-        if steps < training.random_steps:
-            action = rng.uniform(-1, 1, (training.ants, ant.ACTION_SIZE)).astype(np.float32)
-            pending = None
-        else:
-            action = actor(observation, rng)
-            key, now = jax.random.split(key)
-            pending = learn(agent, memory.draw(rng), now)  # runs while the ants walk
-            updates += training.updates * LEARNER.utd
+        action = learner.act(observation)
         shaken = (action + rng.normal(0, training.noise, action.shape)).clip(-1, 1)
-        parts = [herd.step(a) for herd, a in zip(herds, np.split(shaken, [training.ants - walled]), strict=True)]
+        split = np.split(shaken, [training.simulations - walled])
+        parts = [herd.step(part) for herd, part in zip(herds, split, strict=True)]
         following, reward, terminated, truncated, progress = (np.concatenate(p) for p in zip(*parts, strict=True))
-        memory.add(observation, action, reward, terminated, truncated, following)
-        steps += training.ants
-        window += [training.ants, progress.sum(), parts[0][2].sum(), parts[1][2].sum()]
-        if pending is not None:
-            agent, metrics = pending
-            actor = Actor(agent)
+        learner.observe(observation, action, reward, terminated, truncated, following)
+        window += [training.simulations, progress.sum(), parts[0][2].sum(), parts[1][2].sum()]
         if time.perf_counter() - shown > 30:
             shown = time.perf_counter()
             half = window[0] / 2 / 1000
             row = {
                 "seconds": round(shown - start),
-                "steps": steps,
-                "critic_updates": updates,
+                "steps": learner.steps,
+                "critic_updates": learner.updates,
                 "metres_per_second": window[1] / window[0],
                 "falls_per_1000_steps_open": window[2] / half,
                 "falls_per_1000_steps_walls": window[3] / half,
-                "q": float(metrics.get("q", np.nan)),
-                "temperature": float(metrics.get("temperature", np.nan)),
+                "q": float(learner.metrics.get("q", np.nan)),
+                "temperature": float(learner.metrics.get("temperature", np.nan)),
             }
             rows.append(row)
             console.print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
             window[:] = 0
-            actor.save(training.weights)
-    actor.save(training.weights)
+            save(learner.policy, training.weights)
+    save(learner.policy, training.weights)
     publish("ant_controller", rows, f"python -m benchmarks.ant_controller --minutes {training.minutes:g}")
 
 

@@ -24,13 +24,16 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from benchmarks.results import FOLDER, publish
-from common import datasets, environments, mazes, recipes, tasks
+from common import datasets, environments, recipes, tasks
 from common.datasets import cards
 from common.machine import cores
+from common.recipes import antmaze, mazes
 from common.runs import making
 
 MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
 NOISES = (0.0, 0.2)
+ARRIVAL = 0.5
+"""m from the goal at which a walk ends."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class AntMazeData:
 
 def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
     """One walk from the task's start to its goal: whether and when it arrives, and whether it ends on its back."""
-    environment = recipes.ant_environment(name)
+    environment = antmaze.environment_of(name)
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
-    observations, _ = recipes.follow(environment, None, goal, np.random.default_rng([1, number]), noise)
+    observations, _ = antmaze.follow(environment, None, goal, np.random.default_rng([1, number]), noise, ARRIVAL)
     arrivals = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
     x, y = observations[-1, 4:6]
     return bool(len(arrivals)), int(arrivals[0]) + 1 if len(arrivals) else 0, bool(1 - 2 * (x * x + y * y) < 0)

@@ -7,7 +7,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from common import ant, environments, mazes, tasks
+from common import environments, tasks
+from common.recipes import ant, mazes
 
 MODEL = Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"
 

@@ -689,7 +689,7 @@ def test_an_unreachable_host_is_refused_within_seconds(folder):
 
 
 def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, monkeypatch):
-    monkeypatch.setitem(recipes.SIZES, "antmaze", 60)
+    monkeypatch.setitem(recipes.SIZES, "antmaze-umaze", 60)
     task = tasks.find("antmaze-umaze")
     data = datasets.load(task)
     assert data.source == "recipe:antmaze-umaze"

@@ -13,7 +13,7 @@ from common.datasets import __main__ as command
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setitem(recipes.SIZES, "pointmaze", 300)
+    monkeypatch.setitem(recipes.SIZES, "pointmaze-umaze", 300)
     monkeypatch.setattr(command.CONSOLE, "width", 200)
     return tmp_path
 

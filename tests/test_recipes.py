@@ -12,6 +12,7 @@ from minari.dataset._storages.hdf5_storage import HDF5Storage
 
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
+from common.recipes import antmaze, behaviour, episodes
 
 POINT = ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
 ANT = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
@@ -170,7 +171,7 @@ def test_other_data_under_the_name_are_neither_used_nor_touched(folder):
 
 
 def test_the_source_recipe_makes_and_loads(monkeypatch):
-    monkeypatch.setitem(recipes.SIZES, "pointmaze", 250)
+    monkeypatch.setitem(recipes.SIZES, "pointmaze-medium", 250)
     data = datasets.load(tasks.find("pointmaze-medium"))
     assert data.metadata["rows"] == len(data) + data.metadata["dropped_at_goal"] == 250
     assert data.source == "recipe:pointmaze-medium"
@@ -266,11 +267,11 @@ def test_impossible_requests_are_refused(arguments, told):
 
 
 def test_a_walk_is_a_function_of_its_name_seed_and_number():
-    one, again = (recipes.walk("antmaze-medium-play", 3, 5) for _ in range(2))
+    one, again = (antmaze.walk("antmaze-medium-play", 3, 5) for _ in range(2))
     for first, second in zip(one, again, strict=True):
         np.testing.assert_array_equal(first, second)
     for other in (("antmaze-medium-play", 3, 6), ("antmaze-medium-play", 4, 5), ("antmaze-medium-diverse", 3, 5)):
-        assert not np.array_equal(recipes.walk(*other)[0][0], one[0][0])
+        assert not np.array_equal(antmaze.walk(*other)[0][0], one[0][0])
     observations, actions = one
     assert (observations.dtype, actions.dtype) == (np.float32, np.float32)
     assert observations.shape == (len(actions) + 1, 29)
@@ -280,31 +281,44 @@ def test_a_walk_is_a_function_of_its_name_seed_and_number():
 def test_walks_are_the_same_from_other_processes(monkeypatch):
     """The data do not depend on how many cores make them."""
     here = load(recipes.make("antmaze-umaze", size=900), "antmaze-umaze")
-    monkeypatch.setattr(recipes, "_FEW", 0)
-    walks = recipes._walks("antmaze-umaze", 900, 0)
-    first = next(walks)
+    monkeypatch.setattr(episodes, "FEW", 0)
+    walks = antmaze.generate(antmaze.environment_of("antmaze-umaze"), 900, 0)
+    one = next(walks)
     walks.close()
-    count = min(len(first[1]), len(here))
-    np.testing.assert_array_equal(first[0][:10], here.observation[:10])
+    count = min(len(one.actions), int(np.flatnonzero(here.truncated | here.terminated)[0]))
+    np.testing.assert_array_equal(one.observations[:count], here.observation[:count])
     assert count > 100
 
 
 def test_the_ant_walks_to_its_goal():
-    environment = recipes.ant_environment("antmaze-umaze")
+    environment = antmaze.environment_of("antmaze-umaze")
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
     arrived = 0
     for number in range(6):
-        observations, actions = recipes.follow(environment, None, goal, np.random.default_rng(number), noise=0.0)
+        rng = np.random.default_rng(number)
+        observations, actions = antmaze.follow(environment, None, goal, rng, noise=0.0, arrival=0.5)
         distance = np.linalg.norm(observations[:, :2] - goal, axis=1)
-        assert (distance[:-1] > 0.5).all()  # the episode ends there
+        assert (distance[:-1] > 0.5).all()  # the walk ends there
         arrived += distance[-1] <= 0.5 and len(actions) < environment.horizon
     assert arrived >= 4
 
 
-def test_an_ant_on_its_back_ends_its_episode(monkeypatch):
-    environment = recipes.ant_environment("antmaze-umaze")
+def test_without_an_arrival_the_ant_stays_about_its_goal():
+    """As D4RL's, until the time limit."""
+    environment = antmaze.environment_of("antmaze-umaze")
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
-    observations, actions = recipes.follow(environment, None, goal, np.random.default_rng(0), noise=3.0)
+    stayed = 0
+    for number in range(3):
+        observations, actions = antmaze.follow(environment, None, goal, np.random.default_rng(number), noise=0.0)
+        distance = np.linalg.norm(observations[:, :2] - goal, axis=1)
+        stayed += len(actions) == environment.horizon and (distance[500:] < 2).all()
+    assert stayed >= 1
+
+
+def test_an_ant_on_its_back_ends_its_episode(monkeypatch):
+    environment = antmaze.environment_of("antmaze-umaze")
+    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
+    observations, actions = antmaze.follow(environment, None, goal, np.random.default_rng(0), noise=3.0)
     if len(actions) == environment.horizon:
         pytest.skip("it did not fall")
     x, y = observations[:, 4:6].T
@@ -324,7 +338,60 @@ def test_made_data_are_in_the_tasks_form_and_pass_its_goal():
     environment.close()
 
 
-def test_starts_and_goals_follow_the_variant():
-    starts = {name: np.array([recipes.walk(name, 0, k)[0][0, :2] for k in range(6)]) for name in (ANT[0], ANT[4])}
-    assert np.ptp(starts[ANT[0]], axis=0).max() < 0.3  # the task's own start
-    assert np.ptp(starts[ANT[4]], axis=0).max() > 4  # anywhere
+def test_starts_and_goals_follow_the_variant(monkeypatch):
+    """umaze: the task's own start; else anywhere. Goals lie in the marked cells where there are such."""
+    told = {}
+
+    def listen(environment, start, goal, rng, noise):
+        told.setdefault(environment.task.name, []).append((start, environment.raw.unwrapped.maze, goal))
+        return None, None
+
+    monkeypatch.setattr(antmaze, "follow", listen)
+    for name in ANT:
+        for number in range(60):
+            antmaze.walk(name, 0, number)
+    cells = {
+        "antmaze-umaze": {(1, 1)},
+        "antmaze-umaze-diverse": {(1, 1)},
+        "antmaze-medium-play": {(2, 6), (5, 1), (6, 5)},
+        "antmaze-large-play": {(1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)},
+    }
+    for name, walks in told.items():
+        pursued = {tuple(int(k) for k in maze.cell_xy_to_rowcol(goal)) for _, maze, goal in walks}
+        assert pursued == cells.get(name, pursued)
+        starts = {start for start, _, _ in walks}
+        if name == "antmaze-umaze":
+            assert starts == {None}
+            continue
+        assert len(starts) >= 6
+        assert name in cells or len(pursued) > 15
+        assert all(start != tuple(maze.cell_xy_to_rowcol(goal)) for start, maze, goal in walks)
+        offsets = np.array([goal - maze.cell_rowcol_to_xy(maze.cell_xy_to_rowcol(goal)) for _, maze, goal in walks])
+        offsets *= [1, 1 if "umaze" in name else -1]
+        assert 0 <= offsets.min() < 0.3
+        assert 1.2 < offsets.max() <= 1.5
+
+
+def test_a_cut_episode_is_truncated_and_a_whole_one_ends_as_it_did():
+    whole = episodes.Episode(np.zeros((4, 2), np.float32), np.zeros((3, 1), np.float32), np.arange(3.0), True)
+    buffer = whole.until(3).buffer()
+    assert buffer.terminations.tolist() == [False, False, True]
+    assert not buffer.truncations.any()
+    cut = whole.until(2).buffer()
+    assert (len(cut.observations), len(cut.actions), cut.rewards.tolist()) == (3, 2, [0.0, 1.0])
+    assert not cut.terminations.any()
+    assert cut.truncations.tolist() == [False, True]
+
+
+def test_behaviour_policies_sample_their_gaussian():
+    """Against the definition, with weights made by hand; kept through a file in half precision."""
+    kernel = np.array([[1.0], [0.0]], np.float32)
+    policy = behaviour.Policy(
+        [(np.eye(2, dtype=np.float32), np.array([0, 1], np.float32))],
+        (kernel, np.array([0.5], np.float32)),
+        (np.zeros((2, 1), np.float32), np.array([np.log(0.25)], np.float32)),
+    )
+    observation = np.tile(np.array([-2.0, 3.0], np.float32), (20_000, 1))
+    before = np.arctanh(policy(observation, np.random.default_rng(0)))
+    assert before.mean() == pytest.approx(0.5, abs=0.01)  # the first feature is cut off by the ReLU
+    assert before.std() == pytest.approx(0.25, abs=0.01)

@@ -1,0 +1,160 @@
+"""How fast prior data are read, and how much memory that takes: each source beside NumPy reading the same bytes.
+
+    python -m benchmarks.loading [--task hopper-medium] [--rows 1000000] [--repeats 3]
+
+The same transitions, a recipe's, are written as a Minari set, as D4RL's HDF5 (compressed as D4RL's are), as npz and in
+OGBench's layout; episodes of V-D4RL's frames are made of random numbers. Each is read by `datasets.load` (validated and
+assembled) or `pixels.load` in a process of its own; `bulk` is `np.load` of the transitions' arrays, next observations
+among them. Times are those of reading alone, the best of several processes, over that of bulk; memory is what the
+process grew by at its peak. Results go to benchmarks/results/loading.{csv,json}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tyro
+from rich.console import Console
+
+from benchmarks.results import publish
+from common import datasets, recipes, tasks
+from common.datasets import pixels
+from common.runs import making
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What is read."""
+
+    task: str = "hopper-medium"
+    """Whose recipe is read."""
+    rows: int = 1_000_000
+    """Transitions."""
+    frames: int = 20_000
+    """Images of 64 x 64 pixels: a million would take 12 GB."""
+    repeats: int = 3
+    """Processes per source."""
+    read: str | None = None
+    """For the processes: read this source, print seconds and bytes, and end."""
+
+
+def write(options: Loading, folder: Path) -> dict[str, tuple[str, int]]:
+    """The files -> name in the table: (source, rows)."""
+    task = tasks.find(options.task)
+    with making(Console()) as progress:
+        identifier = recipes.make(options.task, options.rows, progress=progress)
+    data = datasets.load(task, f"minari:{identifier}")
+    rows = {
+        "observations": data.observation,
+        "actions": data.action,
+        "rewards": data.reward,
+        "terminals": data.terminated,
+        "timeouts": data.truncated,
+        "next_observations": data.next_observation,
+    }
+    np.savez(folder / "data.npz", **rows)
+    with h5py.File(folder / "data.hdf5", "w") as file:
+        for key, value in rows.items():
+            file.create_dataset(key, data=value, compression="gzip")
+    ends = data.terminated | data.truncated
+    place = np.arange(len(data)) + np.cumsum(ends) - ends  # each trajectory has one state more than transitions
+    final = place[ends] + 1
+    trajectories = {}
+    for key, value in (("observations", data.observation), ("actions", data.action), ("rewards", data.reward),
+                       ("masks", 1 - data.terminated.astype(np.float32))):  # fmt: skip
+        trajectories[key] = np.zeros((len(data) + len(final), *value.shape[1:]), np.float32)
+        trajectories[key][place] = value
+    trajectories["observations"][final] = data.next_observation[ends]
+    trajectories["terminals"] = np.isin(np.arange(len(data) + len(final)), final).astype(np.float32)
+    np.savez(folder / "trajectories.npz", **trajectories)
+    rng = np.random.default_rng(0)
+    frames = folder / "frames"
+    frames.mkdir()
+    for number in range(options.frames // 500):
+        last = np.arange(501) == 500
+        np.savez(
+            frames / f"{number}.npz",
+            image=rng.integers(0, 256, (501, 64, 64, 3), np.uint8),
+            action=rng.uniform(-1, 1, (501, 6)).astype(np.float32),
+            reward=rng.random(501, np.float32),
+            discount=np.ones(501, np.float32),
+            is_first=np.arange(501) == 0,
+            is_last=last,
+            is_terminal=np.zeros(501, bool),
+        )
+    return {
+        "bulk": (f"bulk:{folder / 'data.npz'}", len(data)),
+        "npz": (f"npz:{folder / 'data.npz'}", len(data)),
+        "d4rl": (f"d4rl:{folder / 'data.hdf5'}", len(data)),
+        "minari": (f"minari:{identifier}", len(data)),
+        "ogbench": (f"ogbench:{folder / 'trajectories.npz'}", len(data)),
+        "bulk of frames": (f"bulk_frames:{frames}", options.frames),
+        "vd4rl": (f"vd4rl:{frames}", options.frames),
+    }
+
+
+def read(options: Loading, source: str) -> None:
+    """Read one source and print what it took."""
+    kind, _, where = source.partition(":")
+    task = tasks.find(options.task)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    if kind == "bulk":
+        with np.load(where) as file:
+            kept = [file[key] for key in file.files]
+    elif kind == "bulk_frames":
+        kept = []
+        for path in sorted(Path(where).glob("*.npz")):
+            with np.load(path) as file:
+                kept.append([file[key] for key in file.files])
+    elif kind == "vd4rl":
+        kept = pixels.load(source)
+    else:
+        kept = datasets.load(task, source)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"seconds": seconds, "megabytes": peak / 1024, "parts": len(kept)}))
+
+
+def main(options: Loading) -> None:
+    """Write the files, read each in processes of their own, publish."""
+    if options.read is not None:
+        read(options, options.read)
+        return
+    console = Console()
+    table = []
+    with tempfile.TemporaryDirectory() as temporary:
+        sources = write(options, Path(temporary))
+        taken: dict[str, list[dict]] = {name: [] for name in sources}
+        for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets all of them
+            for name, (source, _) in sources.items():
+                command = [sys.executable, "-m", "benchmarks.loading", "--task", options.task, "--read", source]
+                ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+                taken[name].append(json.loads(ended.stdout.splitlines()[-1]))
+        for name, (_, rows) in sources.items():
+            bulk = taken["bulk of frames" if name in ("vd4rl", "bulk of frames") else "bulk"]
+            seconds, megabytes = (min(t[k] for t in taken[name]) for k in ("seconds", "megabytes"))
+            row = {
+                "source": name,
+                "rows": rows,
+                "seconds_over_bulk": seconds / min(t["seconds"] for t in bulk),
+                "peak_megabytes": round(megabytes),
+            }
+            table.append(row)
+            console.print(f"{seconds:.2f} s  " + "  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
+    command = f"python -m benchmarks.loading --task {options.task} --rows {options.rows} --frames {options.frames}"
+    publish("loading", table, command)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Loading, description=__doc__))

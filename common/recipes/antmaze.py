@@ -1,0 +1,122 @@
+"""AntMaze's data, by D4RL's recipe.
+
+A controller that walks an ant in a commanded direction (ant.py) follows waypoints to a goal, with Gaussian noise of 0.2
+on every action. `umaze`: from the task's start to its goal's cell; `umaze-diverse`: from anywhere to there; `play`:
+from anywhere to goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. An ant that arrives goes on
+pursuing its goal until the time limit. The goal pursued is not recorded: observations have 29 numbers, and rewards are
+those of the task's one goal. An episode ends soon after the ant has fallen on its back, from where it cannot rise
+(D4RL's lie there until the time limit). Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py,
+relabel_antmaze_rewards.py and d4rl/locomotion/maze_env.py, whose sampler takes the cells marked as goals, of which the
+U has one, before any others.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from common import environments, tasks
+from common.environments import Environment
+from common.recipes import mazes
+from common.recipes.ant import Controller
+from common.recipes.episodes import Episode, first, workers
+
+_NOISE = 0.2
+"""Standard deviation of the Gaussian noise on the ant's actions, before clipping."""
+_LOOK_EVERY = 5
+"""Steps of the ant between waypoints."""
+_FALLEN = 20
+"""Steps on its back after which an ant's episode ends."""
+_GOALS = {
+    "umaze": ((1, 1),),
+    "umaze-diverse": ((1, 1),),
+    "medium-play": ((2, 6), (5, 1), (6, 5)),
+    "large-play": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
+}
+"""Recipe -> the cells marked as goals in D4RL's maps; elsewhere all are goals."""
+
+PARAMETERS = {
+    "policy": "goal-reaching ant controller along waypoints",
+    "noise": _NOISE,
+    "look_every": _LOOK_EVERY,
+    "fallen": _FALLEN,
+}
+
+
+def generate(environment: Environment, size: int, seed: int) -> Iterator[Episode]:
+    """Episodes of walking ants, `size` transitions in all; rewards are `environment`'s."""
+    with workers(size) as stream:
+        walks = stream(walk, environment.task.name, seed)
+        yield from first((_rewarded(environment, *walked) for walked in walks), size)
+
+
+def _rewarded(environment: Environment, observations: np.ndarray, actions: np.ndarray) -> Episode:
+    return Episode(observations, actions, environment.reached(observations[:-1], observations[1:]).astype(np.float64))
+
+
+@functools.cache
+def environment_of(name: str) -> Environment:
+    """The environment of an AntMaze task, one for each process."""
+    return environments.make(tasks.find(name))
+
+
+def walk(name: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode of an AntMaze recipe: observations float32 [T + 1, 29] and actions float32 [T, 8]."""
+    rng = np.random.default_rng([seed, number, zlib.crc32(name.encode())])
+    environment = environment_of(name)
+    maze = environment.raw.unwrapped.maze
+    free = mazes.free_cells(maze.maze_map)
+    variant = name.removeprefix("antmaze-")
+    goals = _GOALS.get(variant, free)
+    target = goals[rng.integers(len(goals))]
+    start = None
+    if variant != "umaze":
+        start = target
+        while start == target:
+            start = free[rng.integers(len(free))]
+    # As D4RL's: up to 1.5 m beyond the centre of the goal's cell along either axis of its maze, whose U is the mirror
+    # image of ours.
+    offset = (rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2)) * [1, 1 if variant.startswith("umaze") else -1]
+    return follow(environment, start, maze.cell_rowcol_to_xy(np.array(target)) + offset, rng, _NOISE)
+
+
+def follow(
+    environment: Environment,
+    start: mazes.Cell | None,
+    goal: np.ndarray,
+    rng: np.random.Generator,
+    noise: float,
+    arrival: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Walk an ant to a goal [2], from near the centre of a cell or from the task's start (None).
+
+    The walk ends at the time limit, on the ant's back, or within `arrival` m of the goal, if that is given.
+    """
+    simulation = environment.raw.unwrapped
+    simulation.position_noise_range = 0.0 if start is None else 0.25
+    options = None if start is None else {"reset_cell": np.array(start)}
+    raw, _ = environment.raw.reset(seed=int(rng.integers(2**31)), options=options)
+    observation = np.concatenate([raw["achieved_goal"], raw["observation"]]).astype(np.float32)
+    waypoints, controller = mazes.Waypoints(simulation.maze, goal), _controller()
+    observations, actions, fallen, arrived = [observation], [], 0, False
+    while not arrived and len(actions) < environment.horizon and fallen < _FALLEN:
+        place = observation[:2].astype(float)
+        if len(actions) % _LOOK_EVERY == 0:
+            waypoint = waypoints(place)
+        action = controller(observation[None, 2:], (waypoint - place)[None])[0]
+        action = (action + rng.normal(0.0, noise, len(action))).clip(-1, 1).astype(np.float32)
+        observation = environment.step(action).next_observation
+        observations.append(observation)
+        actions.append(action)
+        arrived = arrival is not None and float(np.linalg.norm(observation[:2] - goal)) <= arrival
+        _, x, y, _ = observation[3:7]
+        fallen = fallen + 1 if 1 - 2 * (x * x + y * y) < 0 else 0
+    return np.array(observations), np.array(actions)
+
+
+@functools.cache
+def _controller() -> Controller:
+    return Controller()
