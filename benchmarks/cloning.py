@@ -4,7 +4,7 @@
 
 A deterministic actor (two layers of 256) regresses the actions; success of its final parameters stands beside what
 CORL published for cloning on D4RL's own data (its README: umaze 55, umaze-diverse 47, the others about 0). Results go
-to benchmarks/results/cloning.{csv,json}, after each task.
+to benchmarks/results/cloning_TASK.{csv,json}.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def train(observation: np.ndarray, action: np.ndarray, seed: int, updates: int) 
 def main(options: Cloning) -> None:
     """Clone, evaluate, publish."""
     console = Console()
-    rows: list[dict[str, Any]] = []
     for name in options.tasks:
+        rows: list[dict[str, Any]] = []
         task = tasks.find(name)
         with making(console) as progress:
             identifier = datasets.recipes.make(name, options.size, progress=progress)
@@ -115,7 +115,7 @@ def main(options: Cloning) -> None:
             }
             rows.append(row)
             console.print(f"{name} seed {seed}: {row['success']:.0f} % (D4RL's data: {row['success_on_d4rl']:.0f} %)")
-        publish("cloning", rows, "python -m benchmarks.cloning " + " ".join(sys.argv[1:]))
+        publish(f"cloning_{name}", rows, "python -m benchmarks.cloning " + " ".join(sys.argv[1:]))
 
 
 if __name__ == "__main__":
