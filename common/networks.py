@@ -123,6 +123,68 @@ class Critic(nn.Module):
         return Dense(1)(features).squeeze(-1)
 
 
+class Value(nn.Module):
+    """V(s)."""
+
+    hidden: Sequence[int]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        """Observation [..., o] to a value [...]."""
+        return Dense(1)(MLP(self.hidden, self.layer_norm)(observation)).squeeze(-1)
+
+
+class DeterministicActor(nn.Module):
+    """pi(s), squashed by tanh."""
+
+    hidden: Sequence[int]
+    action_dim: int
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., action_dim]."""
+        return jnp.tanh(Dense(self.action_dim)(MLP(self.hidden, self.layer_norm)(observation)))
+
+
+class Normal(struct.PyTreeNode):
+    """A diagonal Gaussian."""
+
+    mean: jax.Array
+    """[..., a]"""
+    log_std: jax.Array
+    """[a] or [..., a]"""
+
+    def mode(self) -> jax.Array:
+        """The mean, [..., a]."""
+        return self.mean
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action per row, [..., a]."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """The log density of actions [..., a], [...]."""
+        scaled = (action - self.mean) * jnp.exp(-self.log_std)
+        return (-0.5 * jnp.square(scaled) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+
+
+class NormalActor(nn.Module):
+    """pi(. | s): a Gaussian around a mean squashed by tanh, with one learned standard deviation for all states."""
+
+    hidden: Sequence[int]
+    action_dim: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> Normal:
+        """Observation [..., o] to a distribution over actions [..., action_dim]; log_std is clipped to [-5, 2]."""
+        features = MLP(self.hidden, dropout=self.dropout)(observation)
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return Normal(jnp.tanh(Dense(self.action_dim)(features)), log_std.clip(-5.0, 2.0))
+
+
 class TanhNormal(struct.PyTreeNode):
     """A diagonal Gaussian squashed into (-1, 1) by tanh."""
 

@@ -5,7 +5,8 @@ What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with 
     prepare(config, data, task) -> prior          once, on the host: what is learnt from, a Batch of prior data or more
     create(config, key, example, prior) -> agent  fresh, for transitions shaped like one unbatched `example`
     sample(key, experience, prior) -> batches     the minibatches of one update; offline there is no experience (None)
-    update(batches, key, step) -> agent, metrics  all gradient steps of one step, which are counted from 1 in each phase
+    update(batches, key, step) -> agent, metrics  all gradient steps of one step, counted from 1 through both phases; a
+                                                  metric that a step does not have is NaN, and means leave it out
     switch(key, prior) -> agent                   what changes between the offline and the online phase
     explore(observation, key) -> action           while collecting
     act(observation) -> action                    while evaluating
@@ -76,6 +77,7 @@ class Programs:
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
 
+        before_online = config.phases[0]
         learns_from_episodes = hasattr(agent_class, "after_episode")
 
         def create(configs: Any, seeds: jax.Array, examples: Batch, prior: Any) -> Any:
@@ -129,7 +131,7 @@ class Programs:
 
             def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
                 _, key = jax.random.split(run_key(seed, LEARN, step))
-                agent, metrics = agent.update(batches, key, step)
+                agent, metrics = agent.update(batches, key, before_online + step)
                 return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
 
             def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
@@ -151,7 +153,7 @@ class Programs:
                     return agent.update(agent.sample(sample_key, None, prior), update_key, step)
 
                 agent, metrics = jax.lax.scan(update, agent, first + 1 + jnp.arange(steps))
-                return agent, jax.tree.map(jnp.mean, metrics)
+                return agent, jax.tree.map(jnp.nanmean, metrics)
 
             return self.over_runs(one_run)(agents, seeds)
 

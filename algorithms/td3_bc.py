@@ -1,0 +1,320 @@
+"""TD3+BC: TD3 whose actor is also pulled towards the actions in the data; with imitation first, and online afterwards.
+
+Fujimoto & Gu, "A Minimalist Approach to Offline Reinforcement Learning", NeurIPS 2021 (arXiv:2106.06860). Per step
+
+    y    = r + gamma m min_i Q'_i(s', clip(pi'(s') + clip(eps, +-c))),  eps ~ N(0, sigma)    TD3BC.target
+    L_Q  = sum_i mean_b (Q_i(s, a) - y)^2                                                    TD3BC.critic_loss
+
+and, every `policy_delay` steps, one actor step and one step of every target network,
+
+    L_pi = -lambda mean_b Q_1(s, pi(s)) + mean_b (pi(s) - a)^2                               TD3BC.actor_loss
+    lambda = alpha / mean_b |Q_1(s, pi(s))|   (no gradient)
+
+m is the mask, 0 where an episode terminated; observations are normalised with the data's mean and deviation.
+
+`--pretrain-steps N` is Jelley et al., "Efficient Offline Reinforcement Learning: First Imitate, then Improve" (2024):
+N steps before those, in which
+
+    L_pi = mean_b (pi(s) - a)^2;  L_Q = sum_i mean_b (Q_i(s, a) - R(s, a))^2                 TD3BC.imitate
+    R    = discounted return to the episode's end; the last reward of an episode that did not terminate goes on for
+           ever, r / (1 - gamma)                                                             TD3BC.prepare
+
+with soft updates of all targets at every one of them, and the same optimisers afterwards. `--layer-norm` puts LayerNorm
+into all networks, which they advise. `--td-share l` in [0, 1] mixes both targets for good: (1 - l) L_MC / |L_MC| +
+l L_TD / |L_TD|, each divided by its own value without gradient; `--conservative w` adds, for Adroit, w C / |C| with
+C = mean_b [logsumexp_k Q(s, a_k) - Q(s, a)] over ten uniform actions, and divides L_Q by its own value too. Presets
+`imitate-first` and `imitate-first-adroit` hold these settings; their alpha per data set stands in ALPHAS.
+
+`--online-steps N` goes on in the environment, with minibatches drawn uniformly from data and experience together and
+Gaussian noise on the actions, cloning with weight `--online-cloning`: 1 is TD3+BC, 0 is TD3-ft.
+
+Differences. Xavier-uniform kernels. An episode that a time limit cut does not terminate anything here; in the code of
+"First Imitate" it does. Their LayerNorm has no parameters, their actor a third layer (`--actor-hidden 256 256 256`).
+
+    python algorithms/td3_bc.py --env hopper-medium
+    python algorithms/td3_bc.py --env hopper-medium --preset imitate-first
+    python algorithms/td3_bc.py --env hopper-medium --online-steps 250000 --online-cloning 0
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.scipy.special import logsumexp
+
+from common import replay, training
+from common.datasets import Dataset, transforms
+from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
+from common.replay import Batch, Replay
+from common.tasks import Task
+
+Metrics = dict[str, jax.Array]
+
+
+class Config(struct.PyTreeNode):
+    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size, for all networks."""
+    discount: float = 0.99
+    """Discount factor (gamma)."""
+    target_rate: float = 0.005
+    """Step of the target networks towards the online ones (tau)."""
+    alpha: float = 2.5
+    """Weight of the value against the cloning term."""
+    target_noise: float = 0.2
+    """Standard deviation of the smoothing noise on the target action (sigma)."""
+    noise_clip: float = 0.5
+    """Where the smoothing noise is cut off (c)."""
+    exploration_noise: float = 0.1
+    """Standard deviation of the noise on actions online."""
+    online_cloning: float = 1.0
+    """Weight of the cloning term online; 0 is TD3-ft."""
+    td_share: float = 1.0
+    """Share of the temporal-difference loss in the critics' (l); the rest regresses Monte-Carlo returns."""
+    conservative: float = 0.0
+    """Weight of the conservative term (w)."""
+    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
+    """Width of each hidden layer of the critics."""
+    actor_hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
+    """Width of each hidden layer of the actor."""
+    layer_norm: bool = struct.field(default=False, pytree_node=False)
+    """LayerNorm in all networks."""
+    normalise: bool = struct.field(default=True, pytree_node=False)
+    """Normalise observations with the data's mean and standard deviation."""
+    policy_delay: int = struct.field(default=2, pytree_node=False)
+    """Critic steps per actor step."""
+    batch_size: int = struct.field(default=256, pytree_node=False)
+    """Transitions per gradient step."""
+    utd: int = struct.field(default=1, pytree_node=False)
+    """Critic steps per environment step."""
+    mixed: bool = struct.field(default=False, pytree_node=False)
+    """Self-normalised critic losses, for --td-share and --conservative."""
+    pretrain_steps: int = struct.field(default=0, pytree_node=False)
+    """Steps of imitation first."""
+    offline_steps: int = struct.field(default=1_000_000, pytree_node=False)
+    """Critic steps on the data after those."""
+    online_steps: int = struct.field(default=0, pytree_node=False)
+    """Environment steps afterwards."""
+
+    uses_prior_data = True
+    start_training = random_steps = 0
+
+    @property
+    def phases(self) -> tuple[int, int]:
+        """Updates offline and environment steps online."""
+        return self.pretrain_steps + self.offline_steps, self.online_steps
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        if not self.mixed and (self.td_share != 1 or self.conservative != 0):
+            return "--td-share and --conservative need --mixed"
+        if not 0 <= self.td_share <= 1:
+            return f"--td-share must lie in [0, 1], not {self.td_share}"
+        counts = (self.utd, self.batch_size, self.policy_delay, self.offline_steps, *self.hidden, *self.actor_hidden)
+        if min(counts) < 1 or min(self.pretrain_steps, self.online_steps) < 0:
+            return (
+                "--utd, --batch-size, --policy-delay, --offline-steps and --hidden must be at least 1, "
+                "--pretrain-steps and --online-steps at least 0"
+            )
+        return None
+
+
+ALPHAS = {"halfcheetah": 20.0, "hopper": 10.0, "walker2d": 5.0}
+"""Body -> alpha of "First Imitate" on medium, medium-replay and full-replay data; elsewhere 2.5, on Adroit 1."""
+
+FIRST = {"pretrain_steps": 10_000, "layer_norm": True, "actor_hidden": (256, 256, 256), "offline_steps": 500_000}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # By task family.
+    "antmaze": {"normalise": False, "eval_episodes": 100, "eval_every": 50_000},
+    # Ours: small networks for a small maze, with RLPD's discount there.
+    "pointmaze": {
+        "normalise": False, "discount": 0.995, "hidden": (128, 128), "actor_hidden": (128, 128),
+        "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
+    },
+    # By algorithm, with --preset: laid over the family's.
+    "imitate-first": FIRST,
+    "imitate-first-adroit": FIRST | {
+        "pretrain_steps": 200_000, "offline_steps": 100_000, "alpha": 1.0, "mixed": True, "conservative": 1.0,
+    },
+}  # fmt: skip
+
+
+class Prior(Batch):
+    """The data, with what became of them."""
+
+    return_to_go: jax.Array
+    """[n]: the Monte-Carlo target R."""
+
+
+class TD3BC(struct.PyTreeNode):
+    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
+
+    config: Config
+    mean: jax.Array
+    """[observation], of the data; 0 without normalisation."""
+    std: jax.Array
+    """[observation], of the data; 1 without normalisation."""
+    cloning: jax.Array
+    """[]: weight of the cloning term in this phase."""
+    actor: Network
+    target_actor: Network
+    critic: Ensemble
+    target_critic: Ensemble
+
+    @staticmethod
+    def prepare(config: Config, data: Dataset, task: Task) -> Prior:
+        """The data with their Monte-Carlo returns, in the task's training rewards."""
+        rows = data.batch(task)
+        returns = transforms.returns_to_go(data, rows.reward, float(config.discount), continued=True)
+        return Prior(**vars(rows), return_to_go=returns)
+
+    @classmethod
+    def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
+        """A fresh agent for transitions shaped like one unbatched `example`."""
+        actor_key, critic_key = jax.random.split(key)
+        mean, std = jnp.zeros_like(example.observation), jnp.ones_like(example.observation)
+        if config.normalise:
+            mean, std = prior.observation.mean(axis=0), prior.observation.std(axis=0) + 1e-3
+        policy = DeterministicActor(config.actor_hidden, example.action.shape[-1], config.layer_norm)
+        actor = Network.create(policy, actor_key, example.observation)
+        critic = Ensemble.create(
+            Critic(config.hidden, config.layer_norm), critic_key, example.observation, example.action, members=2
+        )
+        return cls(config, mean, std, jnp.ones(()), actor, actor.target(), critic, critic.target())
+
+    def normal(self, observation: jax.Array) -> jax.Array:
+        """Observations as the networks see them, [..., observation]."""
+        return (observation - self.mean) / self.std
+
+    def act(self, observation: jax.Array) -> jax.Array:
+        """The evaluated policy: pi(s), [..., action]."""
+        return self.actor(self.normal(observation))
+
+    def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """The collecting policy: pi(s) with noise, [..., action]."""
+        action = self.act(observation)
+        return (action + self.config.exploration_noise * jax.random.normal(key, action.shape)).clip(-1, 1)
+
+    def sample(self, key: jax.Array, experience: Replay | None, prior: Prior) -> Batch:
+        """The minibatches of one update, normalised, arrays [steps, batch_size, ...]; online without returns."""
+        c = self.config
+        if experience is None:
+            batches = replay.sample(key, prior, prior.reward.shape[0], (1, c.batch_size))
+        else:
+            rows = Batch(prior.observation, prior.action, prior.reward, prior.mask, prior.next_observation)
+            batches = replay.sample_union(key, experience, rows, c.utd, c.batch_size)
+        return batches.replace(
+            observation=self.normal(batches.observation), next_observation=self.normal(batches.next_observation)
+        )
+
+    def switch(self, key: jax.Array, prior: Prior) -> Self:
+        """The same networks and optimisers go online; the cloning term gets its online weight."""
+        return self.replace(cloning=jnp.asarray(self.config.online_cloning, jnp.float32))
+
+    def target(self, batch: Batch, key: jax.Array) -> jax.Array:
+        """The regression target y, [batch]."""
+        c = self.config
+        noise = (c.target_noise * jax.random.normal(key, batch.action.shape)).clip(-c.noise_clip, c.noise_clip)
+        next_action = (self.target_actor(batch.next_observation) + noise).clip(-1, 1)
+        next_q = self.target_critic(batch.next_observation, next_action).min(axis=0)
+        return batch.reward + c.discount * batch.mask * next_q
+
+    def critic_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Squared error to one common target, summed over both critics; mixed with other terms where asked for."""
+        c = self.config
+        target_key, random_key = jax.random.split(key)
+        q = self.critic(batch.observation, batch.action, params=params)
+        loss = td = jnp.square(q - self.target(batch, target_key)).mean(axis=-1).sum()
+        if c.mixed:
+            loss = scaled(td)
+            if isinstance(batch, Prior):
+                returns = jnp.square(q - batch.return_to_go).mean(axis=-1).sum()
+                loss = c.td_share * scaled(td) + (1 - c.td_share) * scaled(returns)
+            actions = jax.random.uniform(random_key, (10, *batch.action.shape), minval=-1.0, maxval=1.0)
+            observations = jnp.broadcast_to(batch.observation, (10, *batch.observation.shape))
+            random_q = self.critic(observations, actions, params=params)
+            gap = (logsumexp(random_q, axis=1) - q).mean(axis=-1).sum()
+            loss += c.conservative * scaled(gap)
+        return loss, {"critic_loss": td, "q": q.mean()}
+
+    def actor_loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The value of the policy's own actions, normalised and negated, and the distance from the data's actions."""
+        action = self.actor(batch.observation, params=params)
+        q = self.critic.members(jnp.array([0]))(batch.observation, action)[0]
+        scale = self.config.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+        cloning = jnp.square(action - batch.action).mean()
+        loss = -scale * q.mean() + self.cloning * cloning
+        return loss, {"actor_loss": loss, "cloning": cloning}
+
+    def track(self) -> Self:
+        """One step of every target network."""
+        rate = self.config.target_rate
+        return self.replace(
+            target_actor=self.target_actor.track(self.actor, rate),
+            target_critic=self.target_critic.track(self.critic, rate),
+        )
+
+    def imitate(self, batch: Prior) -> tuple[Self, Metrics]:
+        """One step of "First Imitate": the actor clones, the critics regress returns."""
+
+        def cloning(params: Parameters) -> jax.Array:
+            return jnp.square(self.actor(batch.observation, params=params) - batch.action).mean()
+
+        def returns(params: Parameters) -> tuple[jax.Array, jax.Array]:
+            q = self.critic(batch.observation, batch.action, params=params)
+            return jnp.square(q - batch.return_to_go).mean(axis=-1).sum(), q.mean()
+
+        actor_loss, actor_gradients = jax.value_and_grad(cloning)(self.actor.params)
+        (critic_loss, q), critic_gradients = jax.value_and_grad(returns, has_aux=True)(self.critic.params)
+        rate = self.config.learning_rate
+        agent = self.replace(
+            actor=self.actor.descend(actor_gradients, rate), critic=self.critic.descend(critic_gradients, rate)
+        )
+        metrics = {"critic_loss": critic_loss, "q": q, "actor_loss": actor_loss, "cloning": actor_loss}
+        return agent.track(), metrics
+
+    def improve(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
+        """Critic step `number`, and after every `policy_delay` of them a step of the actor and the targets."""
+        gradients, metrics = jax.grad(self.critic_loss, has_aux=True)(self.critic.params, batch, key)
+        agent = self.replace(critic=self.critic.descend(gradients, self.config.learning_rate))
+
+        def update_actor() -> tuple[Self, Metrics]:
+            gradients, metrics = jax.grad(agent.actor_loss, has_aux=True)(agent.actor.params, batch)
+            actor = agent.actor.descend(gradients, agent.config.learning_rate)
+            return agent.replace(actor=actor).track(), metrics
+
+        def wait() -> tuple[Self, Metrics]:
+            return agent, {"actor_loss": jnp.full((), jnp.nan), "cloning": jnp.full((), jnp.nan)}
+
+        agent, more = jax.lax.cond(number % self.config.policy_delay == 0, update_actor, wait)
+        return agent, metrics | more
+
+    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
+        """One step per minibatch of `batches` [steps, batch_size, ...]."""
+        c, count = self.config, batches.reward.shape[0]
+
+        def once(agent: Self, x: tuple) -> tuple[Self, Metrics]:
+            batch, key, number = x
+            if c.pretrain_steps and isinstance(batch, Prior):
+                return jax.lax.cond(
+                    step <= c.pretrain_steps, lambda: agent.imitate(batch), lambda: agent.improve(batch, key, number)
+                )
+            return agent.improve(batch, key, number)
+
+        numbers = (step - 1) * count + 1 + jnp.arange(count)
+        agent, metrics = jax.lax.scan(once, self, (batches, jax.random.split(key, count), numbers))
+        return agent, jax.tree.map(jnp.nanmean, metrics)
+
+
+def scaled(loss: jax.Array) -> jax.Array:
+    """A loss divided by its own size: 1 or -1, with the gradient of log |loss|, signed."""
+    return loss / jax.lax.stop_gradient(jnp.abs(loss))
+
+
+if __name__ == "__main__":
+    training.main(TD3BC, Config, PRESETS)

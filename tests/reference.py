@@ -1,0 +1,69 @@
+"""The networks of common/networks.py in NumPy and double precision, and batches to compute with."""
+
+import jax
+import numpy as np
+
+from common.replay import Batch
+
+OBSERVATION, ACTION, ROWS = 5, 3, 7
+
+
+def random_batch(seed: int, *leading: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    return Batch(
+        observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
+        action=rng.uniform(-1, 1, size=(*leading, ACTION)).astype(np.float32),
+        reward=rng.normal(size=leading).astype(np.float32),
+        mask=rng.integers(0, 2, size=leading).astype(np.float32),
+        next_observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
+    )
+
+
+def shaken(*networks):
+    """The networks with every parameter moved a little: no bias is zero, no scale one, no target the online network."""
+    keys = iter(jax.random.split(jax.random.key(99), 1000))
+
+    def shake(x):
+        return x + 0.1 * jax.random.normal(next(keys), x.shape)
+
+    return [network.replace(params=jax.tree.map(shake, network.params)) for network in networks]
+
+
+def parameters(network):
+    return jax.tree.map(np.asarray, network.params)["params"]
+
+
+def member(network, index):
+    return jax.tree.map(lambda x: np.asarray(x[index]), network.params)["params"]
+
+
+def dense(x, layer):
+    return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+
+def mlp(x, params):
+    for index in range(sum(name.startswith("Dense") for name in params)):
+        x = dense(x, params[f"Dense_{index}"])
+        if "LayerNormReLU_0" in params:
+            norm = params[f"LayerNormReLU_{index}"]
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+            x = x * np.asarray(norm["scale"], np.float64) + np.asarray(norm["bias"], np.float64)
+        x = np.maximum(x, 0)
+    return x
+
+
+def head(params, x):
+    """An MLP and the linear layer on it."""
+    return dense(mlp(np.asarray(x, np.float64), params["MLP_0"]), params["Dense_0"])
+
+
+def q_values(critic, members, observation, action):
+    x = np.concatenate([observation, action], -1)
+    return np.stack([head(member(critic, i), x)[..., 0] for i in members])
+
+
+def adam_first_step(before, gradient, rate):
+    """Parameters after the first step of Adam, its bias corrected."""
+    return jax.tree.map(
+        lambda x, g: np.asarray(x, np.float64) - rate * np.asarray(g) / (np.abs(np.asarray(g)) + 1e-8), before, gradient
+    )

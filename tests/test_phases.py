@@ -1,0 +1,139 @@
+"""The offline phase and the two phases one after the other, with the algorithms that have them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from algorithms import iql, td3_bc
+from common import recipes, training
+from common.runs import Checkpoints
+
+COMMON = (
+    "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
+    "--eval-episodes 2 --checkpoint-every 5"
+).split()
+ALGORITHMS = {"iql": (iql.IQL, iql), "td3_bc": (td3_bc.TD3BC, td3_bc)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("data")))
+        patch.setitem(recipes.SIZES, "pointmaze-umaze", 500)
+        yield
+
+
+def serve(name: str, *arguments: str | int | Path) -> str:
+    agent, module = ALGORITHMS[name]
+    console = Console(file=io.StringIO(), width=200)
+    assert training.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
+    return console.file.getvalue()
+
+
+def table(path: Path, *leave_out: str) -> list[dict[str, str]]:
+    with path.open() as file:
+        return [{k: v for k, v in row.items() if k not in leave_out} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", params=list(ALGORITHMS))
+def both(request, tmp_path_factory) -> tuple[str, Path]:
+    """20 updates, then 30 environment steps, of two seeds."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    serve(request.param, *COMMON, "--online-steps", 30, "--num-seeds", 2, "--out", out)
+    return request.param, out
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
+    sessions, train = [], training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    serve(name, *COMMON, "--out", tmp_path / "run")
+    metrics, evaluations = (table(tmp_path / "run" / f) for f in ("metrics.csv", "eval.csv"))
+    assert [(r["phase"], r["step"]) for r in metrics] == [("offline", str(s)) for s in (5, 10, 15, 20)]
+    assert [(r["phase"], r["step"]) for r in evaluations] == [("offline", "10"), ("offline", "20")]
+    assert all(np.isfinite(float(v)) for r in metrics for k, v in r.items() if k != "phase")
+    assert "episode_return" not in metrics[0]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["final"][0]["score"] == float(evaluations[-1]["score"])
+    assert "drop" not in summary["final"][0]
+    assert summary["steps_per_second"] > 0
+    assert sessions[0].learner.experience is None
+    assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
+    sizes = {k: p._cache_size() for k, p in sessions[0].programs.jitted.items()}
+    assert sizes == {"create": 1, "offline": 1, "act": 1, "choose": 0, "collect": 0, "learn": 0, "switch": 0}
+
+
+def test_both_phases_are_marked_and_the_switch_is_measured(both):
+    _, out = both
+    metrics = [(r["phase"], r["step"]) for r in table(out / "metrics.csv") if r["run"] == "1"]
+    assert metrics == [("offline", str(s)) for s in (5, 10, 15, 20)] + [
+        ("online", str(s)) for s in (5, 10, 15, 20, 25, 30)
+    ]
+    evaluations = table(out / "eval.csv")
+    marks = [("offline", "10"), ("offline", "20"), ("online", "10"), ("online", "20"), ("online", "30")]
+    assert [(r["phase"], r["step"]) for r in evaluations if r["run"] == "0"] == marks
+    final = json.loads((out / "summary.json").read_text())["final"]
+    assert {"offline", "drop", "online_mean"} <= final[0].keys()
+
+
+def test_drop_and_online_mean_by_hand():
+    def rows(offline, online, every):
+        return [{"phase": "offline", "step": str(k), "score": str(v)} for k, v in enumerate(offline)] + [
+            {"phase": "online", "step": str((k + 1) * every), "score": str(v)} for k, v in enumerate(online)
+        ]
+
+    # Ten online evaluations: the first alone lies in the first tenth.
+    one = training.online_progress(rows([10, 60], [40, 30, 50, 60, 70, 80, 90, 90, 90, 100], 100), "score")
+    assert one == {"offline": 60, "drop": 20, "online_mean": 70}
+    # Thirty: the worst of the first three.
+    many = training.online_progress(rows([50], [60, 20, 30] + [10] * 27, 10), "score")
+    assert many["drop"] == 30
+    # Three: the first comes later than that.
+    few = training.online_progress(rows([50], [60, 0, 90], 10), "score")
+    assert few == {"offline": 50, "drop": -10, "online_mean": 50}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [10, 20, 35])
+def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, monkeypatch, at):
+    """Stopped before, at and after the switch, in the middle of an episode."""
+    name, whole = both
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *rest):
+        save(self, step, *rest)
+        if step >= at:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(Stop):
+            serve(name, *COMMON, "--online-steps", 30, "--num-seeds", 2, "--out", tmp_path / "run")
+    phase, step = ("online", at - 20) if at > 20 else ("offline", at)
+    assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / "run")
+    for file in ("metrics.csv", "eval.csv"):
+        assert table(tmp_path / "run" / file) == table(whole / file)
+
+
+def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(tmp_path):
+    serve("iql", *COMMON, "--num-seeds", 3, "--devices", 1, "--out", tmp_path / "group")
+    serve("iql", *COMMON, "--seed", 1, "--out", tmp_path / "alone")
+    for file in ("metrics.csv", "eval.csv"):
+        group = [r for r in table(tmp_path / "group" / file) if r["seed"] == "1"]
+        alone = table(tmp_path / "alone" / file)
+        assert [{**r, "run": ""} for r in group] == [{**r, "run": ""} for r in alone]
+
+
+def test_minibatches_of_consecutive_steps_differ(tmp_path, monkeypatch):
+    """With a learning rate of 0 nothing but the minibatch changes a loss."""
+    serve("iql", *COMMON, "--learning-rate", 0, "--log-every", 1, "--eval-every", 20, "--out", tmp_path / "run")
+    losses = [r["critic_loss"] for r in table(tmp_path / "run" / "metrics.csv")]
+    assert len(set(losses)) == 20
