@@ -1,0 +1,308 @@
+"""BC: behaviour cloning, with policies from one action per state to any distribution; of all data or of the best.
+
+The policies, and what each minimises over rows (s, a) of the data:
+
+    deterministic   |pi(s) - a|^2                                                            Deterministic
+    gaussian        -log N(a; mu(s), sigma), one sigma for all states                        Gaussian
+    gmm             -log sum_k w_k(s) N(a; mu_k(s), sigma_k(s))                              Mixture
+    categorical     -sum_d log p_d(bin of a_d | s), `bins` equal bins per dimension          Categorical
+    vae             |decode(s, z) - a|^2 + w KL(q(z|s, a) || N(0, 1)), z ~ q                 Variational
+    flow            |v(s, x_t, t) - (a - x_0)|^2, x_t = (1 - t) x_0 + t a, x_0 ~ N(0, 1)     Flow
+
+(Pomerleau, 1991; Bishop, 1994, for mixtures; Fujimoto et al., 2019, for the VAE; Lipman et al., 2023, and Chi et al.,
+2023, for the flow.) Evaluated is the most probable action, where there is one: the mean, the mean of the likeliest
+component, the centre of the likeliest bins. VAE and flow draw theirs: z from N(0, 1) clipped to +-0.5, x_0 from
+N(0, 1), carried along v in `flow_steps` Euler steps. What they draw is a function of the observation, so that an
+evaluation can be repeated.
+
+`--top-fraction 0.1` clones the episodes of highest return only, a tenth of the transitions: filtered BC, also called
+%BC (Chen et al., 2021).
+
+    python algorithms/bc.py --env antmaze-umaze
+    python algorithms/bc.py --env hopper-medium-replay --policy flow --top-fraction 0.1
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from common import replay, training
+from common.datasets import Dataset, transforms
+from common.networks import MLP, Dense, Network, Normal, Parameters
+from common.replay import Batch, Replay
+from common.tasks import Task
+
+Metrics = dict[str, jax.Array]
+
+
+class Config(struct.PyTreeNode):
+    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    policy: Literal["deterministic", "gaussian", "gmm", "categorical", "vae", "flow"] = struct.field(
+        default="deterministic", pytree_node=False
+    )
+    """The kind of policy."""
+    top_fraction: float = struct.field(default=1.0, pytree_node=False)
+    """Share of the transitions that is cloned: whole episodes, those of highest return first."""
+    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
+    """Width of each hidden layer."""
+    components: int = struct.field(default=5, pytree_node=False)
+    """Gaussians of the mixture."""
+    bins: int = struct.field(default=21, pytree_node=False)
+    """Bins per action dimension of the categorical policy."""
+    kl_weight: float = struct.field(default=0.5, pytree_node=False)
+    """Weight of the VAE's divergence (w)."""
+    flow_steps: int = struct.field(default=10, pytree_node=False)
+    """Euler steps of the flow from noise to an action."""
+    normalise: bool = struct.field(default=True, pytree_node=False)
+    """Normalise observations with the data's mean and standard deviation."""
+    batch_size: int = struct.field(default=256, pytree_node=False)
+    """Transitions per gradient step."""
+    steps: int = struct.field(default=500_000, pytree_node=False)
+    """Gradient steps."""
+
+    uses_prior_data = True
+    start_training = random_steps = 0
+
+    @property
+    def phases(self) -> tuple[int, int]:
+        """Updates offline and environment steps online."""
+        return self.steps, 0
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        if not 0 < self.top_fraction <= 1:
+            return f"--top-fraction must lie in (0, 1], not {self.top_fraction}"
+        if min(self.components, self.flow_steps, self.batch_size, self.steps, *self.hidden) < 1 or self.bins < 2:
+            return (
+                "--components, --flow-steps, --batch-size, --steps and --hidden must be at least 1, --bins at least 2"
+            )
+        return None
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "antmaze": {"normalise": False, "steps": 100_000, "eval_every": 50_000, "eval_episodes": 100},
+    # Ours: small networks for a small maze.
+    "pointmaze": {"hidden": (128, 128), "steps": 20_000, "eval_every": 5000, "eval_episodes": 100},
+}
+
+
+class Policy(nn.Module):
+    """What all policies here have: called, a loss per row; `act`, an action."""
+
+    action_dim: int
+    hidden: tuple[int, ...]
+    components: int
+    bins: int
+    kl_weight: float
+    flow_steps: int
+
+
+class Deterministic(Policy):
+    """pi(s), squashed by tanh."""
+
+    def setup(self) -> None:
+        """The layers."""
+        self.features, self.mean = MLP(self.hidden), Dense(self.action_dim)
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        return jnp.square(self.act(observation, key) - action).mean(-1)
+
+    def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., a]."""
+        return jnp.tanh(self.mean(self.features(observation)))
+
+
+class Gaussian(Deterministic):
+    """A Gaussian around a tanh-squashed mean."""
+
+    def setup(self) -> None:
+        """The layers."""
+        super().setup()
+        self.log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        return -Normal(self.act(observation, key), self.log_std.clip(-5.0, 2.0)).log_prob(action)
+
+
+class Mixture(Policy):
+    """A mixture of Gaussians around tanh-squashed means."""
+
+    def setup(self) -> None:
+        """The layers."""
+        size = self.components * self.action_dim
+        self.features, self.logits = MLP(self.hidden), Dense(self.components)
+        self.means, self.log_stds = Dense(size), Dense(size)
+
+    def mixture(self, observation: jax.Array) -> tuple[jax.Array, Normal]:
+        """Logits [..., k] and the Gaussians [..., k, a]."""
+        x = self.features(observation)
+        shape = (*observation.shape[:-1], self.components, self.action_dim)
+        means, log_stds = self.means(x).reshape(shape), self.log_stds(x).reshape(shape)
+        return self.logits(x), Normal(jnp.tanh(means), log_stds.clip(-5.0, 2.0))
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        logits, gaussians = self.mixture(observation)
+        return -jax.nn.logsumexp(nn.log_softmax(logits) + gaussians.log_prob(action[..., None, :]), axis=-1)
+
+    def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., a]."""
+        logits, gaussians = self.mixture(observation)
+        likeliest = logits.argmax(-1)[..., None, None]
+        return jnp.take_along_axis(gaussians.mean, likeliest, axis=-2).squeeze(-2)
+
+
+class Categorical(Policy):
+    """Each dimension of the action in one of equal bins over [-1, 1], independently."""
+
+    def setup(self) -> None:
+        """The layers."""
+        self.features, self.logits = MLP(self.hidden), Dense(self.action_dim * self.bins)
+
+    def scores(self, observation: jax.Array) -> jax.Array:
+        """Logits [..., a, bin]."""
+        shape = (*observation.shape[:-1], self.action_dim, self.bins)
+        return self.logits(self.features(observation)).reshape(shape)
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        index = jnp.floor((action + 1) / 2 * self.bins).astype(int).clip(0, self.bins - 1)
+        log_probs = nn.log_softmax(self.scores(observation))
+        return -jnp.take_along_axis(log_probs, index[..., None], axis=-1).squeeze(-1).sum(-1)
+
+    def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., a]."""
+        return (2 * self.scores(observation).argmax(-1) + 1) / self.bins - 1
+
+
+class Variational(Policy):
+    """A conditional VAE with two latent dimensions per action dimension."""
+
+    def setup(self) -> None:
+        """The layers."""
+        hidden, latent = self.hidden, 2 * self.action_dim
+        self.encoder, self.mean, self.log_std = MLP(hidden), Dense(latent), Dense(latent)
+        self.decoder, self.action = MLP(hidden), Dense(self.action_dim)
+
+    def decode(self, observation: jax.Array, z: jax.Array) -> jax.Array:
+        """The action [..., a] of a latent [..., 2 a]."""
+        return jnp.tanh(self.action(self.decoder(jnp.concatenate([observation, z], -1))))
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        x = self.encoder(jnp.concatenate([observation, action], -1))
+        mean, log_std = self.mean(x), self.log_std(x).clip(-4.0, 15.0)
+        z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
+        return jnp.square(self.decode(observation, z) - action).mean(-1) + self.kl_weight * divergence.mean(-1)
+
+    def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., a]."""
+        z = jax.random.normal(key, (*observation.shape[:-1], 2 * self.action_dim)).clip(-0.5, 0.5)
+        return self.decode(observation, z)
+
+
+class Flow(Policy):
+    """A velocity field that carries noise to actions, trained by flow matching along straight lines."""
+
+    def setup(self) -> None:
+        """The layers."""
+        self.features, self.out = MLP(self.hidden), Dense(self.action_dim)
+
+    def velocity(self, observation: jax.Array, x: jax.Array, time: jax.Array) -> jax.Array:
+        """v [..., a] at x [..., a] and time [...]."""
+        return self.out(self.features(jnp.concatenate([observation, x, time[..., None]], -1)))
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] and action [..., a] to a loss [...]."""
+        noise_key, time_key = jax.random.split(key)
+        noise, time = jax.random.normal(noise_key, action.shape), jax.random.uniform(time_key, action.shape[:-1])
+        x = (1 - time[..., None]) * noise + time[..., None] * action
+        return jnp.square(self.velocity(observation, x, time) - (action - noise)).mean(-1)
+
+    def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action [..., a]."""
+        x = jax.random.normal(key, (*observation.shape[:-1], self.action_dim))
+        for k in range(self.flow_steps):
+            time = jnp.full(observation.shape[:-1], k / self.flow_steps)
+            x = x + self.velocity(observation, x, time) / self.flow_steps
+        return x.clip(-1, 1)
+
+
+POLICIES = {
+    "deterministic": Deterministic, "gaussian": Gaussian, "gmm": Mixture, "categorical": Categorical,
+    "vae": Variational, "flow": Flow,
+}  # fmt: skip
+
+
+class BC(struct.PyTreeNode):
+    """The agent: configuration and policy. Every method is pure; programs.py adds the axis of runs."""
+
+    config: Config
+    mean: jax.Array
+    """[observation], of the data; 0 without normalisation."""
+    std: jax.Array
+    """[observation], of the data; 1 without normalisation."""
+    policy: Network
+
+    @staticmethod
+    def prepare(config: Config, data: Dataset, task: Task) -> Batch:
+        """The data, or the best episodes of them."""
+        if config.top_fraction < 1:
+            data = transforms.top_fraction(data, config.top_fraction)
+        return data.batch(task)
+
+    @classmethod
+    def create(cls, config: Config, key: jax.Array, example: Batch, prior: Batch) -> Self:
+        """A fresh agent for transitions shaped like one unbatched `example`."""
+        mean, std = jnp.zeros_like(example.observation), jnp.ones_like(example.observation)
+        if config.normalise:
+            mean, std = prior.observation.mean(axis=0), prior.observation.std(axis=0) + 1e-3
+        module = POLICIES[config.policy](
+            example.action.shape[-1],
+            config.hidden,
+            config.components,
+            config.bins,
+            config.kl_weight,
+            config.flow_steps,
+        )
+        return cls(config, mean, std, Network.create(module, key, example.observation, example.action, key))
+
+    def act(self, observation: jax.Array) -> jax.Array:
+        """The policy: observations [..., o] to actions [..., a]."""
+        flat = observation.reshape(-1, observation.shape[-1])
+        bits = jax.lax.bitcast_convert_type(flat, jnp.uint32).sum(axis=-1)
+
+        def one(observation: jax.Array, bits: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(0), bits)
+            return self.policy.module.apply(self.policy.params, (observation - self.mean) / self.std, key, method="act")
+
+        return jax.vmap(one)(flat, bits).reshape(*observation.shape[:-1], -1)
+
+    def sample(self, key: jax.Array, experience: Replay | None, prior: Batch) -> Batch:
+        """The minibatch of one update, arrays [batch_size, ...]."""
+        return replay.sample(key, prior, prior.reward.shape[0], (self.config.batch_size,))
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The policy's loss, averaged over the batch."""
+        loss = self.policy((batch.observation - self.mean) / self.std, batch.action, key, params=params).mean()
+        return loss, {"loss": loss}
+
+    def update(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
+        """One gradient step."""
+        gradients, metrics = jax.grad(self.loss, has_aux=True)(self.policy.params, batch, key)
+        return self.replace(policy=self.policy.descend(gradients, self.config.learning_rate)), metrics
+
+
+if __name__ == "__main__":
+    training.main(BC, Config, PRESETS)
