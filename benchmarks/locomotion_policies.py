@@ -1,6 +1,8 @@
-"""Trains the policies behind the locomotion recipes, from nothing, on a CPU.
+r"""Trains the policies behind the locomotion recipes, from nothing, on a CPU.
 
-    python -m benchmarks.locomotion_policies --body hopper [--minutes 25] [--seed 0]
+    python -m benchmarks.locomotion_policies --body halfcheetah --minutes 20
+    python -m benchmarks.locomotion_policies --body hopper --minutes 25 --discount 0.995 --updates 4 --batch-size 128 \
+        --learning-rate 5e-4 --target-entropy -1
 
 Soft actor-critic beside sixteen bodies (parallel_sac.py), with a small actor, so that many stages of it can be shipped.
 D4RL's definitions: `expert` is the policy trained to completion, here the one with the best return, sampled, among the
@@ -11,6 +13,7 @@ the learning curve, with the stages chosen, in benchmarks/results/locomotion_pol
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +31,7 @@ from common.recipes.behaviour import Policy
 
 LEARNER = Config(
     discount=1.0,  # n-step transitions carry their own, in the mask
-    hidden=(128, 128), ensemble=2, target_subset=2, layer_norm=True, utd=2, batch_size=256, offline_ratio=0.0,
+    hidden=(128, 128), ensemble=2, target_subset=2, layer_norm=True, utd=2, offline_ratio=0.0,
 )  # fmt: skip
 REPLAY_STAGES = 10
 """Policies whose data make a replay set, medium among them."""
@@ -50,6 +53,12 @@ class Training(Pace):
     """Steps of all bodies together between stages."""
     actor: tuple[int, ...] = (64, 64)
     """Hidden layers of the actor."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    batch_size: int = 256
+    """Transitions per critic step."""
+    target_entropy: float = -0.5
+    """Per action dimension."""
     simulations: int = 16
     discount: float = 0.99
     steps_ahead: int = 3
@@ -114,8 +123,13 @@ def main(training: Training) -> None:
     console = Console()
     task = tasks.find(f"{training.body}-expert")
     herd = Herd(task, training.simulations, training.seed + 1)
+    config = LEARNER.replace(
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+        target_entropy_per_action=training.target_entropy,
+    )
     learner = Learner(
-        LEARNER, training, training.seed, herd.observation.shape[1], herd.environments[0].action_size,
+        config, training, training.seed, herd.observation.shape[1], herd.environments[0].action_size,
         actor_hidden=training.actor,
     )  # fmt: skip
     stages: list[Policy] = []
@@ -136,7 +150,7 @@ def main(training: Training) -> None:
             }
             rows.append(row)
             passed = f"{time.perf_counter() - start:.0f} s"
-            console.print(passed, "  ".join(f"{k} {v:.4g}" for k, v in row.items()), highlight=False)
+            console.print(passed, "  ".join(f"{k} {v:.4g}" for k, v in row.items()), highlight=False, soft_wrap=True)
         observation = herd.observation
         action = learner.act(observation)
         following, reward, terminated, truncated = herd.step(action)
@@ -146,8 +160,7 @@ def main(training: Training) -> None:
     publish(
         f"locomotion_policies_{training.body}",
         rows,
-        f"python -m benchmarks.locomotion_policies --body {training.body} --minutes {training.minutes:g} "
-        f"--seed {training.seed}",
+        "python -m benchmarks.locomotion_policies " + " ".join(sys.argv[1:]),
         replay=replay,
         medium=replay[-1],
         expert=expert,
