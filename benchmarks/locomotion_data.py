@@ -1,6 +1,6 @@
 """What the locomotion recipes hold: for each, its time to make, its size, and the returns of those who collected it.
 
-    python -m benchmarks.locomotion_data [--tasks hopper-medium ...]
+    python -m benchmarks.locomotion_data [--tasks hopper-medium ...] [--size 200000]
 
 Results go to benchmarks/results/locomotion_recipes.{csv,json}. Scores are on D4RL's scale (0: random, 100: its expert).
 """
@@ -27,14 +27,16 @@ class LocomotionData:
 
     tasks: tuple[str, ...] = tuple(name for name in recipes.names() if tasks.find(name).family == "locomotion")
     """Recipes to describe."""
+    size: int | None = None
+    """Transitions of each, instead of the recipe's own number."""
 
 
-def describe(name: str, console: Console) -> dict:
+def describe(name: str, size: int | None, console: Console) -> dict:
     """A row about a recipe's data; whole episodes count, not those cut because the set was complete."""
     task = tasks.find(name)
     start = time.perf_counter()
     with making(console) as progress:
-        identifier = recipes.make(name, progress=progress)
+        identifier = recipes.make(name, size, progress=progress)
     seconds = time.perf_counter() - start
     data = datasets.load(task, f"minari:{identifier}")
     card = cards.card(data, task)
@@ -64,7 +66,7 @@ def main(options: LocomotionData) -> None:
     console = Console()
     rows = []
     for name in options.tasks:
-        rows.append(describe(name, console))
+        rows.append(describe(name, options.size, console))
         console.print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k != "fingerprint"), highlight=False)
     publish("locomotion_recipes", rows, "python -m benchmarks.locomotion_data " + " ".join(sys.argv[1:]))
 
