@@ -72,9 +72,9 @@ class Config(struct.PyTreeNode):
     start_training = random_steps = 0
 
     @property
-    def phases(self) -> tuple[int, int]:
-        """Updates offline and environment steps online."""
-        return self.steps, 0
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Their names and steps."""
+        return (("offline", self.steps),)
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
@@ -292,6 +292,10 @@ class BC(struct.PyTreeNode):
     def sample(self, key: jax.Array, experience: Replay | None, prior: Batch) -> Batch:
         """The minibatch of one update, arrays [batch_size, ...]."""
         return replay.sample(key, prior, prior.reward.shape[0], (self.config.batch_size,))
+
+    def enter(self, phase: str, key: jax.Array, prior: Batch) -> Self:
+        """There is one phase."""
+        return self
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The policy's loss, averaged over the batch."""

@@ -73,9 +73,9 @@ class Config(struct.PyTreeNode):
     start_training = random_steps = 0
 
     @property
-    def phases(self) -> tuple[int, int]:
-        """Updates offline and environment steps online."""
-        return self.offline_steps, self.online_steps
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Their names and steps."""
+        return ("offline", self.offline_steps), ("online", self.online_steps)
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
@@ -156,7 +156,7 @@ class IQL(struct.PyTreeNode):
             batches = replay.sample_union(key, experience, prior.rows, c.utd, c.batch_size)
         return batches.replace(reward=self.reward_scale * batches.reward)
 
-    def switch(self, key: jax.Array, prior: Prior) -> Self:
+    def enter(self, phase: str, key: jax.Array, prior: Prior) -> Self:
         """The same agent goes online, with its optimisers as they are."""
         return self
 

@@ -90,9 +90,9 @@ class Config(struct.PyTreeNode):
     """Updates (of `utd` gradient steps) on prior data alone before the first environment step."""
 
     @property
-    def phases(self) -> tuple[int, int]:
-        """Updates offline and environment steps online."""
-        return self.pretrain_steps, self.steps
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Their names and steps."""
+        return ("offline", self.pretrain_steps), ("online", self.steps)
 
     @property
     def random_steps(self) -> int:
@@ -245,8 +245,8 @@ class RLPD(struct.PyTreeNode):
         temperature = self.temperature.descend(gradients, self.config.learning_rate)
         return self.replace(actor=actor, temperature=temperature), metrics | more
 
-    def switch(self, key: jax.Array, prior: Batch | None) -> Self:
-        """After `pretrain_steps`: the same agent goes online."""
+    def enter(self, phase: str, key: jax.Array, prior: Batch | None) -> Self:
+        """After `pretrain_steps`, the same agent goes online."""
         return self
 
     def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:

@@ -104,9 +104,9 @@ class Config(struct.PyTreeNode):
     start_training = random_steps = 0
 
     @property
-    def phases(self) -> tuple[int, int]:
-        """Updates offline and environment steps online."""
-        return self.pretrain_steps + self.offline_steps, self.online_steps
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Their names and steps."""
+        return ("imitation", self.pretrain_steps), ("offline", self.offline_steps), ("online", self.online_steps)
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
@@ -165,6 +165,7 @@ class TD3BC(struct.PyTreeNode):
     target_actor: Network
     critic: Ensemble
     target_critic: Ensemble
+    phase: str = struct.field(default="offline", pytree_node=False)
 
     @staticmethod
     def prepare(config: Config, data: Dataset, task: Task) -> Prior:
@@ -212,9 +213,10 @@ class TD3BC(struct.PyTreeNode):
             observation=self.normal(batches.observation), next_observation=self.normal(batches.next_observation)
         )
 
-    def switch(self, key: jax.Array, prior: Prior) -> Self:
-        """The same networks and optimisers go online; the cloning term gets its online weight."""
-        return self.replace(cloning=jnp.asarray(self.config.online_cloning, jnp.float32))
+    def enter(self, phase: str, key: jax.Array, prior: Prior) -> Self:
+        """The same networks and optimisers go on; online, the cloning term gets its online weight."""
+        weight = self.config.online_cloning if phase == "online" else 1.0
+        return self.replace(phase=phase, cloning=jnp.asarray(weight, jnp.float32))
 
     def target(self, batch: Batch, key: jax.Array) -> jax.Array:
         """The regression target y, [batch]."""
@@ -296,15 +298,11 @@ class TD3BC(struct.PyTreeNode):
 
     def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
         """One step per minibatch of `batches` [steps, batch_size, ...]."""
-        c, count = self.config, batches.reward.shape[0]
+        count = batches.reward.shape[0]
 
         def once(agent: Self, x: tuple) -> tuple[Self, Metrics]:
             batch, key, number = x
-            if c.pretrain_steps and isinstance(batch, Prior):
-                return jax.lax.cond(
-                    step <= c.pretrain_steps, lambda: agent.imitate(batch), lambda: agent.improve(batch, key, number)
-                )
-            return agent.improve(batch, key, number)
+            return agent.imitate(batch) if agent.phase == "imitation" else agent.improve(batch, key, number)
 
         numbers = (step - 1) * count + 1 + jnp.arange(count)
         agent, metrics = jax.lax.scan(once, self, (batches, jax.random.split(key, count), numbers))

@@ -5,17 +5,19 @@ What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with 
     prepare(config, data, task) -> prior          once, on the host: what is learnt from, a Batch of prior data or more
     create(config, key, example, prior) -> agent  fresh, for transitions shaped like one unbatched `example`
     sample(key, experience, prior) -> batches     the minibatches of one update; offline there is no experience (None)
-    update(batches, key, step) -> agent, metrics  all gradient steps of one step, counted from 1 through both phases; a
-                                                  metric that a step does not have is NaN, and means leave it out
-    switch(key, prior) -> agent                   what changes between the offline and the online phase
+    update(batches, key, step) -> agent, metrics  all gradient steps of one step, which are counted from 1 in each
+                                                  phase; a metric that a step lacks is NaN, and means leave it out
+    enter(phase, key, prior) -> agent             what changes when a phase begins, the first one included
     explore(observation, key) -> action           while collecting
     act(observation) -> action                    while evaluating
 
 and, if it learns from how episodes went, `after_episode(episode) -> agent`, called after every environment step with an
 `Episode`. `prepare` is a static method, `create` a class method; all but `prepare` are pure and written for one run. An
-agent without an online phase has no use for `switch` and `explore`. Its Config offers
+agent without an online phase has no use for `explore`. What differs between phases by choice of a function, an agent
+keeps as a static field, which `enter` sets: a program is compiled for each. Its Config offers
 
-    phases             updates of the offline phase, environment steps of the online phase; either may be 0
+    phases             pairs of name and steps, in order: environment steps in the one called "online", which comes
+                       last, else updates on the prior data; a phase of 0 steps does not take place
     start_training     environment steps before the first online update
     random_steps       of these, the first ones with uniformly random actions
     uses_prior_data    whether there must be prior data
@@ -38,7 +40,7 @@ from common.replay import Batch, Episode, Replay
 
 Metrics = dict[str, jax.Array]
 
-INITIALISE, LEARN, OFFLINE, EXPLORE, SWITCH = range(5)
+INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
 
 
@@ -72,12 +74,11 @@ class Programs:
         count = devices or min(len(available), runs)
         if count > min(len(available), runs):
             raise Refused(f"--devices {count}: {len(available)} present, for {runs} run{'s' * (runs > 1)}")
-        self.prepare = agent_class.prepare
         self.runs, self.rows = runs, -(-runs // count) * count
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
 
-        before_online = config.phases[0]
+        self.order = order = [phase for phase, _ in config.phases]
         learns_from_episodes = hasattr(agent_class, "after_episode")
 
         def create(configs: Any, seeds: jax.Array, examples: Batch, prior: Any) -> Any:
@@ -86,8 +87,11 @@ class Programs:
 
             return self.over_runs(one_run)(configs, seeds, examples)
 
-        def switch(agents: Any, seeds: jax.Array, prior: Any) -> Any:
-            return self.over_runs(lambda agent, seed: agent.switch(run_key(seed, SWITCH), prior))(agents, seeds)
+        def enter(agents: Any, seeds: jax.Array, phase: str, prior: Any) -> Any:
+            def one_run(agent: Any, seed: jax.Array) -> Any:
+                return agent.enter(phase, run_key(seed, ENTER, order.index(phase)), prior)
+
+            return self.over_runs(one_run)(agents, seeds)
 
         def insert(learner: Learner, transition: Batch, episode: Episode) -> Learner:
             agent = learner.agent
@@ -131,7 +135,7 @@ class Programs:
 
             def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
                 _, key = jax.random.split(run_key(seed, LEARN, step))
-                agent, metrics = agent.update(batches, key, before_online + step)
+                agent, metrics = agent.update(batches, key, step)
                 return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
 
             def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
@@ -144,12 +148,15 @@ class Programs:
             agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
             return learner.replace(agent=agent), action, metrics
 
-        def offline(agents: Any, seeds: jax.Array, first: jax.Array, steps: int, prior: Any) -> tuple[Any, Metrics]:
-            """`steps` updates on prior data alone, after the `first` ones."""
+        def offline(
+            agents: Any, seeds: jax.Array, phase: jax.Array, first: jax.Array, steps: int, prior: Any
+        ) -> tuple[Any, Metrics]:
+            """`steps` updates on prior data alone, after the phase's `first` ones."""
 
             def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
                 def update(agent: Any, step: jax.Array) -> tuple[Any, Metrics]:
-                    sample_key, update_key = jax.random.split(run_key(seed, OFFLINE, step))
+                    key = jax.random.fold_in(run_key(seed, OFFLINE, phase), step)
+                    sample_key, update_key = jax.random.split(key)
                     return agent.update(agent.sample(sample_key, None, prior), update_key, step)
 
                 agent, metrics = jax.lax.scan(update, agent, first + 1 + jnp.arange(steps))
@@ -171,12 +178,18 @@ class Programs:
             "collect": jax.jit(sharded(collect, (run, run, same, run, run, run), (run, run)), donate_argnums=0),
             "learn": jax.jit(sharded(learn, (run, run, same, run, run, run, same), (run, run, run)), donate_argnums=0),
             "act": jax.jit(sharded(act, (run, run), run)),
-            "switch": jax.jit(sharded(switch, (run, run, same), run), donate_argnums=0),
+            "enter": jax.jit(
+                lambda agents, seeds, phase, prior: sharded(
+                    lambda a, s, p: enter(a, s, phase, p), (run, run, same), run
+                )(agents, seeds, prior),
+                static_argnums=2,
+                donate_argnums=0,
+            ),
             "offline": jax.jit(
-                lambda agents, seeds, first, steps, prior: sharded(
-                    lambda a, s, f, p: offline(a, s, f, steps, p), (run, run, same, same), (run, run)
-                )(agents, seeds, first, prior),
-                static_argnums=3,
+                lambda agents, seeds, phase, first, steps, prior: sharded(
+                    lambda a, s, n, f, p: offline(a, s, n, f, steps, p), (run, run, same, same, same), (run, run)
+                )(agents, seeds, phase, first, prior),
+                static_argnums=4,
                 donate_argnums=0,
             ),
         }
@@ -186,9 +199,9 @@ class Programs:
         """Fresh agents, from host arrays with the axis of runs and the prior data on the devices."""
         return self.jitted["create"](*self.place((config, seeds, example)), prior)
 
-    def switch(self, agents: Any, seeds: jax.Array, prior: Any) -> Any:
-        """The agents as they enter the online phase."""
-        return self.jitted["switch"](agents, seeds, prior)
+    def enter(self, agents: Any, seeds: jax.Array, phase: str, prior: Any) -> Any:
+        """The agents as they enter a phase."""
+        return self.jitted["enter"](agents, seeds, phase, prior)
 
     def choose(self, agents: Any, seeds: jax.Array, step: int, observation: np.ndarray) -> np.ndarray:
         """The actions [runs, a] after environment step `step`, which has the number 0 before the first."""
@@ -225,9 +238,12 @@ class Programs:
         )
         return learner, self.host(action), metrics
 
-    def offline(self, agents: Any, seeds: jax.Array, first: int, steps: int, prior: Any) -> tuple[Any, Metrics]:
-        """`steps` updates on prior data alone, after the `first` ones: the agents, and the metrics' means."""
-        return self.jitted["offline"](agents, seeds, np.int32(first), steps, prior)
+    def offline(
+        self, agents: Any, seeds: jax.Array, phase: str, first: int, steps: int, prior: Any
+    ) -> tuple[Any, Metrics]:
+        """`steps` updates on prior data alone, after the phase's `first` ones: the agents, and the metrics' means."""
+        number = np.int32(self.order.index(phase))
+        return self.jitted["offline"](agents, seeds, number, np.int32(first), steps, prior)
 
     def act(self, agents: Any, observations: np.ndarray) -> np.ndarray:
         """The evaluated policies' actions for observations [runs, n, o]: [runs, n, a]."""

@@ -89,17 +89,23 @@ def sample_mixed(
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), drawn, experienced)
 
 
-def sample_union(key: jax.Array, replay: Replay, prior: Batch, steps: int, batch_size: int) -> Batch:
+def sample_union(
+    key: jax.Array, replay: Replay, prior: Batch, steps: int, batch_size: int, kept: jax.Array | None = None
+) -> Batch:
     """Minibatches [steps, batch_size, ...] drawn uniformly from the prior data and the replay taken together.
 
     The same as a replay buffer initialised with the prior data and large enough to keep it, without a copy per run.
+    Of the prior data, only the rows at `kept` [k] take part, if it is given.
     """
-    known = prior.reward.shape[0]
+    known = prior.reward.shape[0] if kept is None else kept.shape[0]
     index = jax.random.randint(key, (steps, batch_size), 0, known + replay.size)
     is_prior = index < known
+    old_index = jnp.where(is_prior, index, 0)
+    if kept is not None:
+        old_index = kept[old_index]
 
     def pick(old: jax.Array, new: jax.Array) -> jax.Array:
         chosen = is_prior.reshape(is_prior.shape + (1,) * (old.ndim - 1))
-        return jnp.where(chosen, old[jnp.where(is_prior, index, 0)], new[jnp.where(is_prior, 0, index - known)])
+        return jnp.where(chosen, old[old_index], new[jnp.where(is_prior, 0, index - known)])
 
     return jax.tree.map(pick, prior, replay.rows)

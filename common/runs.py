@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -216,15 +217,19 @@ class RunDirectory:
         """Write summary.json: the run is over."""
         write_json(self.path / "summary.json", summary)
 
-    def draw_curve(self, title: str, metric: str) -> None:
-        """Draw curve.png, `metric` against steps: a run is a thin line, the mean of a grid point a thick one."""
+    def draw_curve(self, title: str, metric: str, phases: Mapping[str, int]) -> None:
+        """Draw curve.png, `metric` against steps: a run is a thin line, the mean of a grid point a thick one.
+
+        `phases` are the names and steps of the phases, drawn one after another.
+        """
+        starts = dict(zip(phases, itertools.accumulate(phases.values(), initial=0), strict=False))
         rows = self.evaluations.rows()
         if not rows:
             return
         groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for row in rows:
             line = groups.setdefault(row.get("point", ""), {}).setdefault(row["run"], [])
-            line.append((float(row["step"]), float(row[metric])))
+            line.append((starts[row["phase"]] + float(row["step"]), float(row[metric])))
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
         for index, (point, lines) in enumerate(groups.items()):
@@ -235,7 +240,12 @@ class RunDirectory:
             mean = [np.mean([y for line in lines.values() for at, y in line if at == x]) for x in steps]
             label = (f"{point}: " if point else "") + f"mean of {len(lines)} run{'s' * (len(lines) > 1)}"
             axes.plot(steps, mean, color=color, linewidth=2, marker="o", markersize=3, label=label)
-        axes.set(xlabel="environment steps", ylabel=metric, title=title)
+        for phase, start in starts.items():
+            if len(starts) > 1:
+                axes.axvline(start, color="0.6", linestyle=":", linewidth=1)
+                axes.annotate(f" {phase}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
+        kind = "environment steps" if list(starts) == ["online"] else "updates" if "online" not in starts else "steps"
+        axes.set(xlabel=kind, ylabel=metric, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         temporary = self.path / ".curve.partial.png"

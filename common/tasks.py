@@ -172,15 +172,16 @@ def _table() -> dict[str, Task]:
         for quality in _QUALITIES:
             # Minari's mujoco/* sets are not D4RL's: other policies, recorded in -v5. They are offered where the
             # quality has the same name, and every result names its source.
+            name = f"{body}-{quality}"
             source = f"mujoco/{body}/{quality}-v0" if quality in ("medium", "expert") else None
             tasks.append(
                 Task(
-                    f"{body}-{quality}",
+                    name,
                     "locomotion",
                     environment,
                     horizon=1000,
-                    datasets=MappingProxyType({"minari": source} if source else {}),
-                    default_dataset=f"minari:{source}" if source else None,
+                    datasets=MappingProxyType(({"minari": source} if source else {}) | {"recipe": name}),
+                    default_dataset=f"minari:{source}" if source else f"recipe:{name}",
                     never_terminates=body == "halfcheetah",
                     reference=scores.reference(f"{body}-{quality}-v2"),
                 )

@@ -80,6 +80,7 @@ class Session:
         programs: Programs,
         task: Task,
         data: datasets.Dataset | None,
+        prior: Any,
         directory: RunDirectory,
         console: Console,
     ):
@@ -94,7 +95,8 @@ class Session:
         def make() -> Environment:
             return environments.make(task, data)
 
-        self.offline_steps, self.online_steps = request.config.phases
+        self.phases = {name: steps for name, steps in request.config.phases if steps}
+        self.online_steps = self.phases.get("online", 0)
         self.collector = Collector(make, task, self.seeds) if self.online_steps else None
         self.evaluator = Evaluator(make, runs, request.run.eval_episodes)
         self.trackers = Trackers(directory.path, request.run)
@@ -102,7 +104,7 @@ class Session:
         self.checkpoint_every = request.run.eval_every if every is None else every
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if self.checkpoint_every else None
 
-        self.prior = None if data is None else programs.share(programs.prepare(request.config, data, task))
+        self.prior = None if prior is None else programs.share(prior)
         configs = jax.tree.map(lambda x: np.full(runs, x, np.float32), request.config)
         for name in request.grid:
             values = [p[name] for p in points for _ in range(request.run.num_seeds)]
@@ -124,10 +126,11 @@ class Session:
             empty = jax.vmap(lambda e: Replay.create(e, self.online_steps))(example)
             experience = programs.place(jax.device_get(empty))
         self.learner = Learner(agent, experience)
+        self.enter(next(iter(self.phases)))
         self.action: np.ndarray | None = None
         """The next step's actions, [runs, a]; None before the first."""
         self.progress: dict[str, Any] = {
-            "phase": "offline" if self.offline_steps else "online",
+            "phase": next(iter(self.phases)),
             "step": 0,
             "learning_seconds": 0.0,
             "learning_steps": 0,
@@ -160,6 +163,8 @@ class Session:
             if self.collector:
                 self.collector.restore(arrays, progress, self.announce)
             self.progress = {k: progress[k] for k in self.progress}
+            for phase in list(self.phases)[1 : 1 + self.order(self.progress["phase"])]:
+                self.enter(phase)
             fresh = self.programs.host(self.learner)
             agent = unflatten(fresh.agent, {k.removeprefix("agent."): v for k, v in arrays.items()})
             rows = {k.removeprefix("rows."): v for k, v in arrays.items() if k.startswith("rows.")}
@@ -175,16 +180,25 @@ class Session:
             self.action = arrays.get("action")
         phase, step = self.progress["phase"], self.progress["step"]
         for table in (self.directory.metrics, self.directory.evaluations):
-            # "offline" sorts before "online".
-            table.keep(r for r in table.rows() if (r["phase"], int(r["step"])) <= (phase, step))
+            table.keep(r for r in table.rows() if (self.order(r["phase"]), int(r["step"])) <= (self.order(phase), step))
         self.announce(f"resuming in the {phase} phase after step {step}")
 
     # ------------------------------------------------------------------ reporting
 
     @property
     def total_step(self) -> int:
-        """Steps of both phases so far."""
-        return self.progress["step"] + (self.offline_steps if self.progress["phase"] == "online" else 0)
+        """Steps of all phases so far."""
+        before = list(self.phases.values())[: self.order(self.progress["phase"])]
+        return sum(before) + self.progress["step"]
+
+    def order(self, phase: str) -> int:
+        """The place of a phase among those there are."""
+        return list(self.phases).index(phase)
+
+    def enter(self, phase: str) -> None:
+        """The algorithm's own step into a phase."""
+        agent = self.programs.enter(self.learner.agent, self.device_seeds, phase, self.prior)
+        self.learner = self.learner.replace(agent=agent)
 
     def announce(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -222,11 +236,6 @@ class Session:
         reporter.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
 
     @property
-    def final_step(self) -> int:
-        """The last step of the last phase."""
-        return self.online_steps or self.offline_steps
-
-    @property
     def headline(self) -> str:
         """The column of eval.csv that tells how good a policy is: the score where the task has one."""
         return "score" if np.isfinite(self.task.score(0.0, True)) else "return_mean"
@@ -234,9 +243,10 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """Curve and summary."""
         rows = self.directory.evaluations.rows()
-        last = [row for row in rows if (row["phase"], int(row["step"])) == (self.progress["phase"], self.final_step)]
+        end = list(self.phases.items())[-1]
+        last = [row for row in rows if (row["phase"], int(row["step"])) == end]
         finals = [{k: float(r[k]) for k in ("score", "success", "return_mean")} for r in last]
-        if self.offline_steps and self.online_steps:
+        if self.online_steps and len(self.phases) > 1:
             for run, final in enumerate(finals):
                 final |= online_progress([row for row in rows if int(row["run"]) == run], self.headline)
         learning, evaluation = self.progress["learning_seconds"], self.progress["evaluation_seconds"]
@@ -253,21 +263,24 @@ class Session:
             "peak_memory_bytes": peak_memory(),
             "environment_horizon": self.horizon,
         }
-        self.directory.draw_curve(f"{self.task.name}, {len(self.seeds)} runs", self.headline)
+        self.directory.draw_curve(f"{self.task.name}, {len(self.seeds)} runs", self.headline, self.phases)
         self.directory.finish(summary)
         return summary
 
     # ------------------------------------------------------------------ the loops
 
     def offline(self, reporter: Reporter, interruption: Interruption) -> bool:
-        """The offline phase: updates on prior data, an interval in one jitted call. False if interrupted."""
-        progress, total, run = self.progress, self.offline_steps, self.run
+        """A phase of updates on prior data, an interval in one jitted call. False if interrupted."""
+        progress, run = self.progress, self.run
+        phase, total = progress["phase"], self.phases[progress["phase"]]
         compiled: set[int] = set()
         while progress["step"] < total:
             start, first = time.perf_counter(), progress["step"]
             # To the next row of metrics or the next evaluation, whichever comes first.
             steps = min(total, *((first // every + 1) * every for every in (run.log_every, run.eval_every))) - first
-            agent, metrics = self.programs.offline(self.learner.agent, self.device_seeds, first, steps, self.prior)
+            agent, metrics = self.programs.offline(
+                self.learner.agent, self.device_seeds, phase, first, steps, self.prior
+            )
             self.learner = self.learner.replace(agent=agent)
             progress["step"] = step = first + steps
             metrics = jax.device_get(metrics)  # waits
@@ -280,22 +293,16 @@ class Session:
                 compiled.add(steps)
             nothing_played = {"episode_return": np.nan, "episode_success": np.nan} if self.collector else {}
             self.log(metrics, [nothing_played] * len(self.seeds))
-            reporter.advance(step, "offline", self.speed())
+            reporter.advance(self.total_step, phase, self.speed())
             last, stop = step == total, interruption.received is not None
             if last or step % run.eval_every == 0:
                 self.evaluate(reporter)
             due = self.checkpoint_every and step // self.checkpoint_every > first // self.checkpoint_every
             if self.checkpoints and (last or stop or due):
                 self.save()
-            if stop and not (last and not self.online_steps):
+            if stop and self.total_step < sum(self.phases.values()):
                 return False
         return True
-
-    def switch(self) -> None:
-        """From the offline to the online phase: the algorithm's own step."""
-        agent = self.programs.switch(self.learner.agent, self.device_seeds, self.prior)
-        self.learner = self.learner.replace(agent=agent)
-        self.progress |= {"phase": "online", "step": 0, "learning_seconds": 0.0, "learning_steps": 0}
 
     def online(self, reporter: Reporter, interruption: Interruption) -> bool:
         """The online phase: one environment step of all runs and one jitted call at a time. False if interrupted."""
@@ -352,16 +359,17 @@ class Session:
         return self.progress["learning_steps"] / max(1e-9, self.progress["learning_seconds"])
 
     def train(self) -> int:
-        """Both phases and the summary; the exit status."""
-        total = self.offline_steps + self.online_steps
+        """All phases and the summary; the exit status."""
+        total = sum(self.phases.values())
         with Interruption() as interruption, Reporter(self.console, total, self.total_step) as reporter:
             finished = True
-            if self.progress["phase"] == "offline":
-                finished = self.offline(reporter, interruption)
-            if finished and self.online_steps:
-                if self.progress["phase"] == "offline":
-                    self.switch()
-                finished = self.online(reporter, interruption)
+            for phase in list(self.phases)[self.order(self.progress["phase"]) :]:
+                if phase != self.progress["phase"]:
+                    self.enter(phase)
+                    self.progress |= {"phase": phase, "step": 0, "learning_seconds": 0.0, "learning_steps": 0}
+                finished = (self.online if phase == "online" else self.offline)(reporter, interruption)
+                if not finished:
+                    break
         if not finished:
             kept = f"continue with --resume {self.directory.path}" if self.checkpoints else "checkpoints were off"
             self.announce(f"interrupted after step {self.progress['step']}; {kept}")
@@ -391,7 +399,7 @@ def online_progress(rows: list[dict[str, str]], name: str) -> dict[str, float]:
     online phase (at the first one, if that comes later); negative if it had only gained. `online_mean`: the mean of
     all online evaluations; 100 minus it is the regret, where scores are in percent.
     """
-    offline = [float(row[name]) for row in rows if row["phase"] == "offline"][-1]
+    offline = [float(row[name]) for row in rows if row["phase"] != "online"][-1]
     online = [(int(row["step"]), float(row[name])) for row in rows if row["phase"] == "online"]
     early = [value for step, value in online if step <= online[-1][0] / 10] or [online[0][1]]
     return {
@@ -449,6 +457,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     # Whatever does not fit is refused here, before anything is written.
     environments.make(task, data).close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
+    prior = None if data is None else agent_class.prepare(request.config, data, task)
     if directory is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         directory = RunDirectory.create(
@@ -470,7 +479,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         raise Refused(f"--resume {resume}: the prior data have changed since ({card['source']})")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
-    session = Session(request, programs, task, data, directory, console)
+    session = Session(request, programs, task, data, prior, directory, console)
     try:
         if resume is not None:
             session.restore()

@@ -243,8 +243,12 @@ def test_unknown_sources_are_refused():
         assert "the sources are minari:ID, d4rl:FILE.hdf5, npz:FILE.npz, ogbench:NAME" in refusal(source)
 
 
-def test_a_task_whose_data_nobody_publishes_says_what_works():
-    assert "--dataset d4rl:FILE.hdf5" in refusal(None, "hopper-medium-replay")
+def test_a_task_whose_data_nobody_publishes_has_its_recipe(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setitem(recipes.SIZES, "hopper-medium-replay", 90)
+    data = datasets.load(tasks.find("hopper-medium-replay"))
+    assert (data.source, len(data)) == ("recipe:hopper-medium-replay", 90)
+    assert "instead_of" not in data.metadata
     assert datasets.load(tasks.find("Hopper-v5")) is None
 
 

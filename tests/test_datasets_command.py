@@ -73,7 +73,7 @@ def test_check_reads_a_file_as_a_run_would(monkeypatch, capsys, tmp_path):
         (["check", str(tmp_path / "none.hdf5"), "--env", "hopper-medium"], "no such file"),
         (["check", f"vd4rl:{tmp_path}", "--env", "hopper-medium"], "no image and action and reward in it"),
         (["check", "mine.csv", "--env", "hopper-medium"], "unknown dataset source"),
-        (["info", "hopper-random"], "has no data of its own"),
+        (["info", "Hopper-v5"], "has no data of its own"),
         (["download", "hopper-random"], "nobody publishes"),
         (["download", "door-human"], "does not answer"),
         (["make", "nonsense"], "unknown recipe"),

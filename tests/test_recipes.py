@@ -12,11 +12,15 @@ from minari.dataset._storages.hdf5_storage import HDF5Storage
 
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
-from common.recipes import antmaze, behaviour, episodes
+from common.recipes import antmaze, behaviour, episodes, locomotion
 
 POINT = ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
 ANT = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
                                       "large-diverse")]  # fmt: skip
+
+BODIES = ["hopper", "halfcheetah", "walker2d"]
+LOCOMOTION = [f"{body}-{quality}" for body in BODIES for quality in ("random", "medium", "medium-replay",
+                                                                     "medium-expert", "expert")]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +44,13 @@ def left_behind(folder):
 
 
 def test_names_are_those_of_the_task_table():
-    assert recipes.names() == [*POINT, *ANT]
+    assert recipes.names() == [*POINT, *ANT, *LOCOMOTION]
     for name in recipes.names():
         assert tasks.find(name).datasets["recipe"] == name
     assert all(tasks.find(name).default_dataset == f"recipe:{name}" for name in POINT)
+    # Where nobody publishes data of the name, the recipe is the default.
+    assert tasks.find("hopper-medium-replay").default_dataset == "recipe:hopper-medium-replay"
+    assert tasks.find("hopper-medium").default_dataset == "minari:mujoco/hopper/medium-v0"
 
 
 def test_the_id_says_what_is_not_the_default():
@@ -372,6 +379,56 @@ def test_starts_and_goals_follow_the_variant(monkeypatch):
         assert 1.2 < offsets.max() <= 1.5
 
 
+# ----------------------------------------------------------------------------- Locomotion
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_a_body_is_recorded_as_it_moved(name):
+    """Repeating the actions from the first state gives the observations, rewards and end."""
+    data = load(recipes.make(name, size=400), name)
+    task = tasks.find(name)
+    assert len(data) == 400
+    assert data.metadata["recipe"]["name"] == name
+    assert data.metadata["ref_max_score"] == task.reference[1]
+    environment = environments.make(task, data)
+    simulation = environment.raw.unwrapped
+    end = int(np.flatnonzero(data.terminated | data.truncated)[0]) + 1
+    environment.reset(0)
+    state = data.observation[0].astype(np.float64)
+    joints = simulation.model.nq - 1  # x is not observed
+    simulation.set_state(np.append(0.0, state[:joints]), state[joints:])
+    for row in range(min(end, 8)):  # the state is recorded in single precision, and errors grow
+        step = environment.step(data.action[row])
+        np.testing.assert_allclose(step.next_observation, data.next_observation[row], atol=2e-2, rtol=1e-2)
+        assert step.reward == pytest.approx(float(data.reward[row]), abs=2e-2)
+    assert not (task.never_terminates and data.terminated.any())
+    environment.close()
+
+
+def test_each_quality_is_collected_by_its_stages(monkeypatch):
+    """Equal shares, in order, to the transition; the same stage gives the same episodes in every set."""
+    task = tasks.find("hopper-medium-expert")
+    environment = environments.make(task)
+    collected = list(locomotion.generate(environment, 900, 0))
+    lengths = np.cumsum([len(episode.actions) for episode in collected])
+    assert lengths[-1] == 900
+    assert 450 in lengths
+    medium = next(locomotion.generate(environments.make(tasks.find("hopper-medium")), 450, 0))
+    count = len(medium.actions)
+    np.testing.assert_array_equal(collected[0].observations[: count + 1], medium.observations)
+    expert = next(locomotion.generate(environments.make(tasks.find("hopper-expert")), 450, 0))
+    second = collected[int(np.flatnonzero(lengths == 450)[0]) + 1]
+    np.testing.assert_array_equal(second.actions, expert.actions)
+
+    stages = []
+    monkeypatch.setattr(locomotion, "perform", lambda name, stage, seed, number: stages.append(stage) or medium)
+    list(locomotion.generate(environments.make(tasks.find("hopper-medium-replay")), 500, 0))
+    count = len(behaviour.load("hopper"))
+    assert stages == sorted(stages)
+    assert set(stages) == set(range(count - 1))  # the last of them is medium, and the expert has no part
+    environment.close()
+
+
 def test_a_cut_episode_is_truncated_and_a_whole_one_ends_as_it_did():
     whole = episodes.Episode(np.zeros((4, 2), np.float32), np.zeros((3, 1), np.float32), np.arange(3.0), True)
     buffer = whole.until(3).buffer()
@@ -395,3 +452,16 @@ def test_behaviour_policies_sample_their_gaussian():
     before = np.arctanh(policy(observation, np.random.default_rng(0)))
     assert before.mean() == pytest.approx(0.5, abs=0.01)  # the first feature is cut off by the ReLU
     assert before.std() == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_shipped_policies_are_small_and_ordered(body):
+    """Medium and expert, ten stages and the expert; no more than 200 kB per body."""
+    assert behaviour.path(body).stat().st_size < 200_000
+    assert 3 <= len(behaviour.load(body)) <= 11
+    environment = environments.make(tasks.find(f"{body}-medium"))
+    returns = {}
+    for stage in (0, locomotion.MEDIUM, locomotion.EXPERT):
+        returns[stage] = np.mean([locomotion.perform(f"{body}-medium", stage, 1, k).rewards.sum() for k in range(3)])
+    assert returns[0] < returns[locomotion.MEDIUM] < returns[locomotion.EXPERT]
+    environment.close()

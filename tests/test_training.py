@@ -148,7 +148,7 @@ def test_every_program_compiles_once(tmp_path, monkeypatch):
     serve(*SMALL, "--num-seeds", 2, "--out", tmp_path / "run")
     programs = sessions[0].programs
     sizes = {name: program._cache_size() for name, program in programs.jitted.items()}
-    assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "switch": 0, "offline": 0}
+    assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "enter": 1, "offline": 0}
 
 
 def test_pretraining_takes_exact_steps_and_is_marked(tmp_path, monkeypatch):

@@ -38,10 +38,8 @@ def list_tasks() -> None:
     for name in tasks.names():
         task = tasks.find(name)
         source = task.default_dataset
-        here = "yes" if source is not None and is_here(_place(source)) else ""
-        CONSOLE.print(
-            f"{name:<24} {here:<4}  {source or 'a file of yours: --dataset'}", soft_wrap=True, highlight=False
-        )
+        here = "yes" if is_here(_place(source)) else ""
+        CONSOLE.print(f"{name:<24} {here:<4}  {source}", soft_wrap=True, highlight=False)
 
 
 def info(name: Name) -> None:
