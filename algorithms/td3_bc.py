@@ -23,7 +23,7 @@ with soft updates of all targets at every one of them, and the same optimisers a
 into all networks, which they advise. `--td-share l` in [0, 1] mixes both targets for good: (1 - l) L_MC / |L_MC| +
 l L_TD / |L_TD|, each divided by its own value without gradient; `--conservative w` adds, for Adroit, w C / |C| with
 C = mean_b [logsumexp_k Q(s, a_k) - Q(s, a)] over ten uniform actions, and divides L_Q by its own value too. Presets
-`imitate-first` and `imitate-first-adroit` hold these settings; their alpha per data set stands in ALPHAS.
+`imitate-first`, which knows their alpha of every data set, and `imitate-first-adroit` hold these settings.
 
 `--online-steps N` goes on in the environment, with minibatches drawn uniformly from data and experience together and
 Gaussian noise on the actions, cloning with weight `--online-cloning`: 1 is TD3+BC, 0 is TD3-ft.
@@ -123,9 +123,6 @@ class Config(struct.PyTreeNode):
         return None
 
 
-ALPHAS = {"halfcheetah": 20.0, "hopper": 10.0, "walker2d": 5.0}
-"""Body -> alpha of "First Imitate" on medium, medium-replay and full-replay data; elsewhere 2.5, on Adroit 1."""
-
 FIRST = {"pretrain_steps": 10_000, "layer_norm": True, "actor_hidden": (256, 256, 256), "offline_steps": 500_000}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -141,6 +138,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imitate-first-adroit": FIRST | {
         "pretrain_steps": 200_000, "offline_steps": 100_000, "alpha": 1.0, "mixed": True, "conservative": 1.0,
     },
+} | {
+    # By algorithm and task: laid over the algorithm's.
+    f"imitate-first/{body}-{quality}": {"alpha": alpha}
+    for body, alpha in (("halfcheetah", 20.0), ("hopper", 10.0), ("walker2d", 5.0))
+    for quality in ("medium", "medium-replay")
 }  # fmt: skip
 
 

@@ -100,10 +100,10 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     family = Run.env if asked_for_help and "--env" not in arguments else chosen.env
     values = dict(presets.get(tasks.find(family).family, {}))
     if chosen.preset is not None:
-        named = sorted(set(presets) - families)
+        named = sorted(name for name in set(presets) - families if "/" not in name)
         if chosen.preset not in named:
             raise Refused(f"--preset {chosen.preset}: {name} has {', '.join(named) or 'no presets'}")
-        values |= presets[chosen.preset]
+        values |= presets[chosen.preset] | presets.get(f"{chosen.preset}/{chosen.env}", {})
     run_fields = {f.name for f in dataclasses.fields(Run)}
     default_run = Run(env=chosen.env, **{k: v for k, v in values.items() if k in run_fields})
     default_config = config_class(**{k: v for k, v in values.items() if k not in run_fields})

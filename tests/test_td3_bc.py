@@ -10,7 +10,9 @@ from reference import ACTION, OBSERVATION, ROWS, adam_first_step, head, paramete
 
 from algorithms.td3_bc import PRESETS, TD3BC, Config, Prior
 from common import tasks
+from common.commandline import parse
 from common.datasets import Dataset
+from common.errors import Refused
 from common.replay import Replay
 
 
@@ -216,6 +218,18 @@ def test_it_explores_with_noise_within_the_bounds():
 )
 def test_impossible_values_are_named(values, told):
     assert told in Config(**values).problem()
+
+
+def test_first_imitates_alpha_is_that_of_the_data_set():
+    def alpha(*arguments):
+        return parse(["--preset", "imitate-first", *arguments], "td3_bc", "", Config, PRESETS).config.alpha
+
+    assert alpha("--env", "hopper-medium") == 10
+    assert alpha("--env", "walker2d-medium-replay") == 5
+    assert alpha("--env", "hopper-expert") == 2.5
+    assert alpha("--env", "hopper-medium", "--alpha", "3") == 3
+    with pytest.raises(Refused, match=r"td3_bc has imitate-first, imitate-first-adroit$"):
+        parse(["--preset", "first"], "td3_bc", "", Config, PRESETS)
 
 
 def test_phases_and_presets():

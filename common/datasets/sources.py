@@ -5,7 +5,7 @@
     npz:FILE.npz      the same keys in a NumPy archive
     ogbench:NAME      an OGBench data set, downloaded once into ~/.ogbench/data, or a file: ogbench:FILE.npz
 
-(`recipe:NAME` is a Minari data set made on this machine: recipes.py.) A file is read as arrays of numbers and nothing
+(`recipe:NAME` is a Minari data set made on this machine: recipes/.) A file is read as arrays of numbers and nothing
 else: no pickle is loaded, and no code that a file names is run. Whatever cannot be read is refused in one line.
 """
 
