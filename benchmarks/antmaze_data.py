@@ -41,7 +41,7 @@ class AntMazeData:
     """What is looked at."""
 
     episodes: int = 50
-    """Walks from start to goal per maze and noise."""
+    """Walks from start to goal per maze and noise; none to describe the recipes only."""
     tasks: tuple[str, ...] = tuple(name for name in recipes.names() if name.startswith("antmaze"))
     """Recipes to describe; none to look at the walks only."""
     size: int | None = None
@@ -131,7 +131,8 @@ def main(options: AntMazeData) -> None:
     """Walks, then the recipes, then the picture."""
     console = Console()
     command = "python -m benchmarks.antmaze_data " + " ".join(sys.argv[1:])
-    publish("antmaze_walks", walks(options.episodes, console), command)
+    if options.episodes:
+        publish("antmaze_walks", walks(options.episodes, console), command)
     described = {name: describe(name, options.size, console) for name in options.tasks}
     if described:
         publish("antmaze_recipes", [row for row, _ in described.values()], command)
