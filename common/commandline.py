@@ -127,11 +127,13 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
         args=list(arguments),
         default=command_class(default_run, default_config, grid_class()),
     )
-    for problem in (command.run.problem(), command.config.problem()):
+    grid = {n: getattr(command.grid, n) for n in numbers if getattr(command.grid, n)}
+    request = Request(command.run, command.config, grid)
+    configs = [dataclasses.replace(command.config, **point) for point in request.points()]
+    for problem in (command.run.problem(), *(config.problem() for config in configs)):
         if problem:
             raise Refused(problem)
-    grid = {n: getattr(command.grid, n) for n in numbers if getattr(command.grid, n)}
-    return Request(command.run, command.config, grid)
+    return request
 
 
 def check_grid(arguments: Sequence[str], numbers: Sequence[str], config_class: type) -> None:

@@ -232,6 +232,12 @@ def test_first_imitates_alpha_is_that_of_the_data_set():
         parse(["--preset", "first"], "td3_bc", "", Config, PRESETS)
 
 
+def test_every_point_of_a_grid_is_checked():
+    with pytest.raises(Refused, match="need --mixed"):
+        parse(["--grid.td-share", "1", "0.5"], "td3_bc", "", Config, PRESETS)
+    assert len(parse(["--grid.td-share", "1", "0.5", "--mixed"], "td3_bc", "", Config, PRESETS).points()) == 2
+
+
 def test_phases_and_presets():
     assert Config(pretrain_steps=5, offline_steps=7, online_steps=9).phases == (
         ("imitation", 5), ("offline", 7), ("online", 9),
