@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interruption import stopped_at
 from rich.console import Console
 
 from algorithms import iql, redq_adaptive_bc, td3_bc
 from common import recipes, training
-from common.runs import Checkpoints
 
 COMMON = (
     "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
@@ -102,27 +102,14 @@ def test_drop_and_online_mean_by_hand():
     assert few == {"offline": 50, "drop": -10, "online_mean": 50}
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [10, 20, 35])
 def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, monkeypatch, at):
     """Stopped before, at and after the switch, in the middle of an episode."""
     name, whole = both
     if name != "iql" and at != 20:
         pytest.skip("the loop is the same; the switch is the algorithm's own")
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *rest):
-        save(self, step, *rest)
-        if step >= at:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(Stop):
-            serve(name, *COMMON, "--online-steps", 30, "--num-seeds", 2, "--out", tmp_path / "run")
+    with stopped_at(at, monkeypatch):
+        serve(name, *COMMON, "--online-steps", 30, "--num-seeds", 2, "--out", tmp_path / "run")
     phase, step = ("online", at - 20) if at > 20 else ("offline", at)
     assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / "run")
     for file in ("metrics.csv", "eval.csv"):
@@ -145,17 +132,8 @@ def test_imitation_is_a_phase_of_exactly_its_steps(tmp_path, monkeypatch):
     rows = table(tmp_path / "run" / "metrics.csv")
     assert [r["phase"] for r in rows] == ["imitation"] * 2 + ["offline"] * 4 + ["online"] * 2
     # Resumed in the middle of imitation, it is the same.
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *rest):
-        save(self, step, *rest)
-        if step >= 5:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(Stop):
-            serve("td3_bc", *arguments, "--out", tmp_path / "other")
+    with stopped_at(5, monkeypatch):
+        serve("td3_bc", *arguments, "--out", tmp_path / "other")
     assert "resuming in the imitation phase after step 5" in serve("td3_bc", "--resume", tmp_path / "other")
     assert table(tmp_path / "other" / "metrics.csv") == rows
 

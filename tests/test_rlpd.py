@@ -7,22 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import ACTION, OBSERVATION, ROWS, dense, mlp, q_values, random_batch
 
 from algorithms.rlpd import PRESETS, RLPD, Config
 from common.replay import Batch, Replay
-
-OBSERVATION, ACTION, ROWS = 5, 3, 7
-
-
-def random_batch(seed: int, *leading: int) -> Batch:
-    rng = np.random.default_rng(seed)
-    return Batch(
-        observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
-        action=rng.uniform(-1, 1, size=(*leading, ACTION)).astype(np.float32),
-        reward=rng.normal(size=leading).astype(np.float32),
-        mask=rng.integers(0, 2, size=leading).astype(np.float32),
-        next_observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
-    )
 
 
 def make_agent(seed: int = 0, **values) -> RLPD:
@@ -40,33 +28,6 @@ def make_agent(seed: int = 0, **values) -> RLPD:
         target_critic=agent.target_critic.replace(params=shake(agent.target_critic.params)),
         temperature=agent.temperature.replace(params=shake(agent.temperature.params)),
     )
-
-
-# ---------------------------------------------------------------- the same networks in NumPy, in double precision
-
-
-def dense(x, layer):
-    return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
-
-
-def mlp(x, params):
-    for index in range(sum(name.startswith("Dense") for name in params)):
-        x = dense(x, params[f"Dense_{index}"])
-        if "LayerNormReLU_0" in params:
-            norm = params[f"LayerNormReLU_{index}"]
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-            x = x * np.asarray(norm["scale"], np.float64) + np.asarray(norm["bias"], np.float64)
-        x = np.maximum(x, 0)
-    return x
-
-
-def member(params, index):
-    return jax.tree.map(lambda x: np.asarray(x[index]), params)["params"]
-
-
-def q_values(params, members, observation, action):
-    x = np.concatenate([observation, action], -1).astype(np.float64)
-    return np.stack([dense(mlp(x, p["MLP_0"]), p["Dense_0"])[..., 0] for p in (member(params, i) for i in members)])
 
 
 def policy(params, observation, noise):
@@ -93,11 +54,11 @@ def test_critic_loss_equals_numpy(layer_norm, backup_entropy, subset):
     assert len(set(members.tolist())) == subset
 
     action, log_prob = policy(agent.actor.params, batch.next_observation, noise)
-    value = q_values(agent.target_critic.params, members, batch.next_observation, action).min(0)
+    value = q_values(agent.target_critic, members, batch.next_observation, action).min(0)
     if backup_entropy:
         value = value - np.exp(np.asarray(agent.temperature.params["params"]["log"])) * log_prob
     target = batch.reward + 0.99 * batch.mask * value
-    q = q_values(agent.critic.params, range(4), batch.observation, batch.action)
+    q = q_values(agent.critic, range(4), batch.observation, batch.action)
     expected = np.mean((q - target) ** 2)
 
     loss, metrics = agent.critic_loss(agent.critic.params, batch, key)
@@ -111,7 +72,7 @@ def test_actor_and_temperature_losses_equal_numpy():
     action_key, _ = jax.random.split(key)
     action, log_prob = policy(agent.actor.params, batch.observation, jax.random.normal(action_key, (ROWS, ACTION)))
     temperature = np.exp(np.asarray(agent.temperature.params["params"]["log"], np.float64))
-    q = q_values(agent.critic.params, range(4), batch.observation, action).mean(0)
+    q = q_values(agent.critic, range(4), batch.observation, action).mean(0)
 
     loss, metrics = agent.actor_loss(agent.actor.params, batch, key)
     np.testing.assert_allclose(loss, np.mean(temperature * log_prob - q), rtol=1e-5)

@@ -14,6 +14,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
+from interruption import stopped_at
 from rich.console import Console
 
 from algorithms.rlpd import PRESETS, RLPD, Config
@@ -208,23 +209,10 @@ def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
     assert without(healthy, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
 
 
-class Stop(Exception):
-    """Ends a run in place of a crash."""
-
-
 def crash(arguments: list, at: int, monkeypatch) -> None:
     """Run until just after the checkpoint of step `at`."""
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *rest):
-        save(self, step, *rest)
-        if step >= at:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(Stop):
-            serve(*arguments)
+    with stopped_at(at, monkeypatch):
+        serve(*arguments)
 
 
 @pytest.mark.parametrize("at", [50, 150])
