@@ -99,7 +99,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "expectile": 0.9, "inverse_temperature": 10.0, "discount": 0.995, "hidden": (128, 128),
         "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
-    "ogbench": {"expectile": 0.9, "inverse_temperature": 10.0},
 }  # fmt: skip
 
 

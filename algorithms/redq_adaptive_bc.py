@@ -18,8 +18,9 @@ How often equation 2 counts. It stands once per episode in Algorithm 1, but K_P 
 0.01 in 250 episodes, where the text speaks of similar alphas after 10 to 15 episodes; the authors' code multiplies the
 step by the episode's length. That is what this file does; `--once-per-episode` is the equation as printed.
 
-`--preset authors-code` holds what their code has and the paper has not: K_D 1e-4, target 1.05, ten gradient steps, and
-R_last an exponential average (`--last-return-rate 0.05`) whose own value, not R, stands in the proportional term.
+`--preset authors-code` holds what their code has and the paper has not: K_D 1e-4, target 1.05, ten gradient steps,
+smoothing noise 0.2, and R_last an exponential average (`--last-return-rate 0.05`) whose own value, not R, stands in the
+proportional term (`--smoothed`).
 `--preset redq-scratch` is the paper's baseline of the name: no data, no offline phase, no cloning. Its other baselines:
 `--k-p 0 --k-d 0 --grid.alpha-online 0 0.1 0.4` is the manual grid of Figure 3; `--ensemble 2` has no ensemble,
 `--target-subset 10` the minimum over all, `--kept 1` no down-sampling.

@@ -20,9 +20,9 @@ N steps before those, in which
            ever, r / (1 - gamma)                                                             TD3BC.prepare
 
 with soft updates of all targets at every one of them, and the same optimisers afterwards. `--layer-norm` puts LayerNorm
-into all networks, which they advise. `--td-share l` in [0, 1] mixes both targets for good: (1 - l) L_MC / |L_MC| +
-l L_TD / |L_TD|, each divided by its own value without gradient; `--conservative w` adds, for Adroit, w C / |C| with
-C = mean_b [logsumexp_k Q(s, a_k) - Q(s, a)] over ten uniform actions, and divides L_Q by its own value too. Presets
+into all networks, which they advise. With `--mixed`, every critic loss is divided by its own value without gradient:
+`--td-share l` in [0, 1] mixes both targets for good, (1 - l) L_MC / |L_MC| + l L_TD / |L_TD|, and `--conservative w`
+adds, for Adroit, w C / |C| with C = mean_b [logsumexp_k Q(s, a_k) - Q(s, a)] over ten uniform actions. Presets
 `imitate-first`, which knows their alpha of every data set, and `imitate-first-adroit` hold these settings.
 
 `--online-steps N` goes on in the environment, with minibatches drawn uniformly from data and experience together and
@@ -60,7 +60,7 @@ class Config(struct.PyTreeNode):
     learning_rate: float = 3e-4
     """Adam's step size, for all networks."""
     discount: float = 0.99
-    """Discount factor (gamma)."""
+    """Discount factor (gamma). R is computed once, with this value, also where a grid varies it."""
     target_rate: float = 0.005
     """Step of the target networks towards the online ones (tau)."""
     alpha: float = 2.5

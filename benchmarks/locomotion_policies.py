@@ -1,15 +1,13 @@
-r"""Trains the policies behind the locomotion recipes, from nothing, on a CPU.
+"""Trains the policies behind the locomotion recipes, from nothing, on a CPU.
 
-    python -m benchmarks.locomotion_policies --body halfcheetah --minutes 20
-    python -m benchmarks.locomotion_policies --body hopper --minutes 25 --discount 0.995 --updates 4 --batch-size 128 \
-        --learning-rate 5e-4 --target-entropy -1
+    python -m benchmarks.locomotion_policies --body halfcheetah [--minutes 25] [--seed 0]
 
 Soft actor-critic beside sixteen bodies (parallel_sac.py), with a small actor, so that many stages of it can be shipped.
 D4RL's definitions: `expert` is the policy trained to completion, here the one with the best return, sampled, among the
 stages of the last third; `medium` is the first with about a third of the expert's score; the replay is what was
 collected up to medium, here by stages evenly spaced from the beginning to there. Written are
 common/recipes/behaviour_BODY.npz and the learning curve, with the stages chosen, in
-benchmarks/results/locomotion_policies_BODY.{csv,json}.
+benchmarks/results/locomotion_policies_BODY.{csv,json}; the command that made a body's policies stands there.
 """
 
 from __future__ import annotations

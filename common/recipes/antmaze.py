@@ -7,7 +7,7 @@ pursuing its goal until the time limit. The goal pursued is not recorded: observ
 those of the task's one goal. An episode ends soon after the ant has fallen on its back, from where it cannot rise
 (D4RL's lie there until the time limit). Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py,
 relabel_antmaze_rewards.py and d4rl/locomotion/maze_env.py, whose sampler takes the cells marked as goals, of which the
-U has one, before any others.
+U has one, before any others; for `diverse` in the other mazes the paper's text is followed instead.
 """
 
 from __future__ import annotations
