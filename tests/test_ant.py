@@ -119,6 +119,28 @@ def test_waypoints_lead_to_the_goal_without_touching_a_wall(name):
     environment.close()
 
 
+@pytest.mark.parametrize("offset", [(1.5, 1.5), (1.5, -1.5), (-1.5, 1.5), (-1.5, -1.5)])
+def test_a_goal_in_a_corner_is_reached_from_anywhere(offset):
+    """Half a metre from two walls; from off-centre places too, and from the middle of the next cell straight."""
+    environment = environments.make(tasks.find("antmaze-medium-play"))
+    maze = environment.raw.unwrapped.maze
+    cell = tuple(environment.raw.unwrapped.maze.cell_xy_to_rowcol(maze.unique_goal_locations[0]))
+    goal = maze.cell_rowcol_to_xy(np.array(cell)) + offset
+    waypoints = mazes.Waypoints(maze, goal)
+    rng = np.random.default_rng(0)
+    for start, steps in waypoints.steps.items():
+        position = maze.cell_rowcol_to_xy(np.array(start)) + rng.uniform(-1.5, 1.5, 2)
+        if steps == 1:
+            np.testing.assert_array_equal(waypoints(maze.cell_rowcol_to_xy(np.array(start))), goal)
+        for _ in range(800):
+            to_waypoint = waypoints(position) - position
+            position = position + to_waypoint * min(1.0, 0.2 / max(np.linalg.norm(to_waypoint), 1e-9))
+            if np.linalg.norm(position - goal) < 0.05:
+                break
+        assert np.linalg.norm(position - goal) < 0.05
+    environment.close()
+
+
 def test_paths_are_shortest():
     layout = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
     steps = mazes.steps_to(layout, (3, 1))

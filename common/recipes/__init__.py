@@ -45,17 +45,17 @@ class _Family:
     """Recorded with the data."""
     usual_size: Callable[[str], int]
     """Recipe -> transitions made by default."""
+    version: int = 0
+    """Of the generation code: raised when the same name and seed would give other data."""
 
 
 _FAMILIES = {
     "pointmaze": _Family(pointmaze.generate, pointmaze.PARAMETERS, lambda name: 100_000),
-    "antmaze": _Family(antmaze.generate, antmaze.PARAMETERS, lambda name: 1_000_000),
+    "antmaze": _Family(antmaze.generate, antmaze.PARAMETERS, lambda name: 1_000_000, version=1),
     "locomotion": _Family(locomotion.generate, locomotion.PARAMETERS, locomotion.usual_size),
 }
 
 NAMESPACE = "headstart"
-_VERSION = 0
-"""Of the generation code: raised when the same name and seed would give other data."""
 _TEMPORARY = ".recipe-"
 """How the names of folders begin in which data are written."""
 _STALE = 86_400
@@ -76,7 +76,7 @@ SIZES = {name: _FAMILIES[tasks.find(name).family].usual_size(name) for name in n
 def dataset_id(name: str, size: int | None = None, seed: int = 0) -> str:
     """The Minari id under which a recipe's data lie; it says the size and seed where they are not the default."""
     variant = (f"-size{size}" if size not in (None, SIZES[name]) else "") + (f"-seed{seed}" if seed else "")
-    return f"{NAMESPACE}/{name}{variant}-v{_VERSION}"
+    return f"{NAMESPACE}/{name}{variant}-v{_FAMILIES[tasks.find(name).family].version}"
 
 
 def make(name: str, size: int | None = None, seed: int = 0, progress: Progress | None = None) -> str:
@@ -93,7 +93,7 @@ def make(name: str, size: int | None = None, seed: int = 0, progress: Progress |
     identifier = dataset_id(name, size, seed)
     family = _FAMILIES[task.family]
     code = f"common/recipes/{task.family}.py"
-    recipe = {"name": name, "size": size, "seed": seed, "version": _VERSION, "code": code, **family.parameters}
+    recipe = {"name": name, "size": size, "seed": seed, "version": family.version, "code": code, **family.parameters}
     try:
         if _is_there(identifier, recipe):
             return identifier

@@ -51,7 +51,7 @@ class Waypoints:
 
     On the shortest path from the present cell, the further of the next two cell centres whose straight line stays a
     given distance from every wall, first the wider distance, then the narrower; else the next cell, from the centre of
-    this one.
+    this one. A goal that lies nearer to a wall than that is gone to from the next cell, unless another wall is nearer.
     """
 
     CLEARANCES = (1.4, 1.1)
@@ -96,5 +96,7 @@ class Waypoints:
             for point in reversed(points):
                 if self.clearance(position, point) >= clearance:
                     return point
+        if ahead[0] == self.goal_cell and self.clearance(position, self.goal) >= self.clearance(self.goal, self.goal):
+            return self.goal
         off_centre = np.linalg.norm(position - self.centres[here]) > self.OFF_CENTRE
         return self.centres[here] if off_centre else points[0]
