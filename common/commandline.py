@@ -98,7 +98,8 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     families = {tasks.find(task).family for task in tasks.names()} | {"gym"}
     asked_for_help = "-h" in arguments or "--help" in arguments
     family = Run.env if asked_for_help and "--env" not in arguments else chosen.env
-    values = dict(presets.get(tasks.find(family).family, {}))
+    task = tasks.find(family)
+    values = presets.get(task.family, {}) | presets.get(f"{task.family}/{task.name}", {})
     if chosen.preset is not None:
         named = sorted(name for name in set(presets) - families if "/" not in name)
         if chosen.preset not in named:

@@ -205,22 +205,33 @@ class TanhNormal(struct.PyTreeNode):
         """One reparameterised action per row, [..., a], and its log density, [...]."""
         noise = jax.random.normal(key, self.mean.shape)
         before = self.mean + jnp.exp(self.log_std) * noise
+        return jnp.tanh(before), self._density(noise, before)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """The log density of actions [..., a] inside (-1, 1), [...]."""
+        before = jnp.arctanh(action)
+        return self._density((before - self.mean) * jnp.exp(-self.log_std), before)
+
+    def _density(self, noise: jax.Array, before: jax.Array) -> jax.Array:
         normal = -0.5 * jnp.square(noise) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
         log_slope = 2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before))  # log(1 - tanh^2), without cancellation
-        return jnp.tanh(before), (normal - log_slope).sum(-1)
+        return (normal - log_slope).sum(-1)
 
 
 class TanhNormalActor(nn.Module):
-    """pi(. | s) with a state-dependent standard deviation, log_std clipped to [-20, 2]."""
+    """pi(. | s) with a state-dependent standard deviation, log_std clipped to [least_log_std, 2]."""
 
     hidden: Sequence[int]
     action_dim: int
+    layer_norm: bool = False
+    least_log_std: float = -20.0
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> TanhNormal:
         """Observation [..., o] to a distribution over actions [..., action_dim]."""
-        features = MLP(self.hidden)(observation)
-        return TanhNormal(Dense(self.action_dim)(features), Dense(self.action_dim)(features).clip(-20.0, 2.0))
+        features = MLP(self.hidden, self.layer_norm)(observation)
+        mean, log_std = Dense(self.action_dim)(features), Dense(self.action_dim)(features)
+        return TanhNormal(mean, log_std.clip(self.least_log_std, 2.0))
 
 
 class Scalar(nn.Module):
@@ -296,6 +307,13 @@ class Ensemble(Network):
             return jax.vmap(self.module.apply)(params, *inputs)
         keys = jax.random.split(dropout_key, members)
         return jax.vmap(lambda p, k, *x: self.module.apply(p, *x, rngs={"dropout": k}))(params, keys, *inputs)
+
+    def slopes(self, observation: jax.Array, action: jax.Array, *, params: Parameters) -> tuple[jax.Array, jax.Array]:
+        """Every critic's values [member, ...], and their gradients with respect to the action, [member, ..., a]."""
+        members = jax.tree.leaves(params)[0].shape[0]
+        observations, actions = (jnp.broadcast_to(x, (members, *x.shape)) for x in (observation, action))
+        q, backward = jax.vjp(lambda a: jax.vmap(self.module.apply)(params, observations, a), actions)
+        return q, backward(jnp.ones_like(q))[0]
 
     def members(self, index: jax.Array) -> Self:
         """The ensemble of the members at `index` [k]: only they are evaluated."""

@@ -62,6 +62,20 @@ def q_values(critic, members, observation, action):
     return np.stack([head(member(critic, i), x)[..., 0] for i in members])
 
 
+def tanh_normal(actor, observation, noise=None, action=None, least_log_std=-20.0):
+    """An action, by its noise or given, and its log density by the change of variables, without the stable form."""
+    p = parameters(actor)
+    features = mlp(np.asarray(observation, np.float64), p["MLP_0"])
+    mean, log_std = dense(features, p["Dense_0"]), np.clip(dense(features, p["Dense_1"]), least_log_std, 2)
+    if action is None:
+        before = mean + np.exp(log_std) * np.asarray(noise, np.float64)
+    else:
+        before = np.arctanh(np.asarray(action, np.float64))
+    density = np.exp(-0.5 * ((before - mean) / np.exp(log_std)) ** 2) / (np.exp(log_std) * np.sqrt(2 * np.pi))
+    action = np.tanh(before)
+    return action, (np.log(density) - np.log(1 - action**2)).sum(-1)
+
+
 def adam_first_step(before, gradient, rate):
     """Parameters after the first step of Adam, its bias corrected."""
     return jax.tree.map(

@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import iql, redq_adaptive_bc, td3_bc
+from algorithms import edac, iql, redq_adaptive_bc, td3_bc
 from common import recipes, training
 
 COMMON = (
@@ -18,6 +18,7 @@ COMMON = (
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
 ALGORITHMS = {
+    "edac": (edac.EDAC, edac),
     "iql": (iql.IQL, iql),
     "td3_bc": (td3_bc.TD3BC, td3_bc),
     "redq_adaptive_bc": (redq_adaptive_bc.REDQAdaptiveBC, redq_adaptive_bc),
@@ -136,6 +137,18 @@ def test_imitation_is_a_phase_of_exactly_its_steps(tmp_path, monkeypatch):
         serve("td3_bc", *arguments, "--out", tmp_path / "other")
     assert "resuming in the imitation phase after step 5" in serve("td3_bc", "--resume", tmp_path / "other")
     assert table(tmp_path / "other" / "metrics.csv") == rows
+
+
+def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
+    """Stopped in the middle of the phase that learns them; they were computed when it began."""
+    arguments = (*COMMON, "--pretrain-steps", 20, "--layer-norm")
+    serve("edac", *arguments, "--out", tmp_path / "whole")
+    with stopped_at(15, monkeypatch):
+        serve("edac", *arguments, "--out", tmp_path / "run")
+    assert "resuming in the returns phase after step 5" in serve("edac", "--resume", tmp_path / "run")
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert rows == table(tmp_path / "whole" / "metrics.csv")
+    assert [r["phase"] for r in rows] == ["imitation"] * 2 + ["returns"] * 2 + ["offline"] * 4
 
 
 def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import ACTION, OBSERVATION, ROWS, dense, mlp, q_values, random_batch
+from reference import ACTION, OBSERVATION, ROWS, q_values, random_batch, tanh_normal
 
 from algorithms.rlpd import PRESETS, RLPD, Config
 from common.replay import Batch, Replay
@@ -30,17 +30,6 @@ def make_agent(seed: int = 0, **values) -> RLPD:
     )
 
 
-def policy(params, observation, noise):
-    """Action and log density by the change of variables, without the stable form the code uses."""
-    p = jax.tree.map(np.asarray, params)["params"]
-    features = mlp(observation.astype(np.float64), p["MLP_0"])
-    mean, log_std = dense(features, p["Dense_0"]), np.clip(dense(features, p["Dense_1"]), -20, 2)
-    before = mean + np.exp(log_std) * np.asarray(noise, np.float64)
-    density = np.exp(-0.5 * ((before - mean) / np.exp(log_std)) ** 2) / (np.exp(log_std) * np.sqrt(2 * np.pi))
-    action = np.tanh(before)
-    return action, (np.log(density) - np.log(1 - action**2)).sum(-1)
-
-
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("backup_entropy", [True, False])
 @pytest.mark.parametrize("subset", [1, 2, 4])
@@ -53,7 +42,7 @@ def test_critic_loss_equals_numpy(layer_norm, backup_entropy, subset):
     members = np.asarray(jax.random.choice(subset_key, 4, (subset,), replace=False))
     assert len(set(members.tolist())) == subset
 
-    action, log_prob = policy(agent.actor.params, batch.next_observation, noise)
+    action, log_prob = tanh_normal(agent.actor, batch.next_observation, noise)
     value = q_values(agent.target_critic, members, batch.next_observation, action).min(0)
     if backup_entropy:
         value = value - np.exp(np.asarray(agent.temperature.params["params"]["log"])) * log_prob
@@ -70,7 +59,7 @@ def test_actor_and_temperature_losses_equal_numpy():
     agent = make_agent()
     batch, key = random_batch(2, ROWS), jax.random.key(6)
     action_key, _ = jax.random.split(key)
-    action, log_prob = policy(agent.actor.params, batch.observation, jax.random.normal(action_key, (ROWS, ACTION)))
+    action, log_prob = tanh_normal(agent.actor, batch.observation, jax.random.normal(action_key, (ROWS, ACTION)))
     temperature = np.exp(np.asarray(agent.temperature.params["params"]["log"], np.float64))
     q = q_values(agent.critic, range(4), batch.observation, action).mean(0)
 
