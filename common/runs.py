@@ -192,7 +192,8 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
         """A new directory with its config.json. Raises Refused if it cannot be written or is in use."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A kill right at the start may have left an unfinished config.json, which is nothing to keep.
+        if path.exists() and (not path.is_dir() or any(p.name != ".config.json.partial" for p in path.iterdir())):
             raise Refused(f"--out {path}: exists already; choose another, or continue it with --resume {path}")
         try:
             path.mkdir(parents=True, exist_ok=True)

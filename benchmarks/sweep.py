@@ -1,0 +1,224 @@
+"""Train every variant of a suite on every task: one command, which does only what is missing.
+
+    python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N]
+
+A suite is a file in benchmarks/suites (or a path to one):
+
+    num_seeds = 3                     # of every run
+    size = 100_000                    # optional: transitions to make of a recipe, instead of its own number
+    flags = "--eval-every 5000"       # for all
+
+    [[parts]]
+    tasks = ["hopper-medium", "hopper-medium-replay"]
+    flags = "--offline-steps 100000"  # optional: for this part
+    [parts.variants]
+    "TD3+BC" = "td3_bc"               # name = "algorithm flags"
+    "imitation first" = "td3_bc --preset imitate-first"
+
+A job is one variant on one task, with its seeds as one command; `--jobs` of them run side by side, each on cores of its
+own. Interrupted, the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes
+to a file beside its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+
+import tyro
+from rich.console import Console
+
+from common import recipes, tasks
+from common.errors import Refused
+from common.runs import making, write_json
+
+ROOT = Path(__file__).parents[1]
+SUITES = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is trained, and how."""
+
+    suite: tyro.conf.Positional[str]
+    """Name of a file in benchmarks/suites, or a path."""
+    jobs: int = 2
+    """Jobs side by side."""
+    runs: Path = Path("runs/sweeps")
+    """Where the run directories lie: RUNS/SUITE/TASK/VARIANT."""
+    num_seeds: int | None = None
+    """Seeds of every run, instead of the suite's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant on one task."""
+
+    task: str
+    variant: str
+    algorithm: str
+    flags: tuple[str, ...]
+    num_seeds: int
+    size: int | None
+
+    @property
+    def folder(self) -> Path:
+        """Where its run lies, below the suite's folder."""
+        return Path(self.task) / re.sub(r"[^\w.+]+", "-", self.variant).strip("-")
+
+    def arguments(self) -> list[str]:
+        """Its command line, without `--out`; the data must have been made."""
+        data = []
+        if self.size is not None and self.task in recipes.names():
+            data = ["--dataset", f"minari:{recipes.dataset_id(self.task, self.size)}"]
+        return ["--env", self.task, *data, "--num-seeds", str(self.num_seeds), "--devices", "1", *self.flags]
+
+
+@dataclass
+class Suite:
+    """A suite as read from its file."""
+
+    name: str
+    jobs: list[Job] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, name: str, num_seeds: int | None = None) -> Suite:
+        """The suite of this name or path. Raises Refused, naming what is wrong with the file."""
+        path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in SUITES.glob("*.toml")))
+            raise Refused(f"no suite {name!r}: there are {known}; or give the path of a .toml file")
+        try:
+            content = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise Refused(f"{path}: {error}") from error
+        suite = cls(path.stem)
+        check(path, content, {"parts"}, {"num_seeds", "size", "flags"})
+        for part in content["parts"]:
+            check(path, part, {"tasks", "variants"}, {"flags"})
+            for task in part["tasks"]:
+                tasks.find(task)
+                for variant, line in part["variants"].items():
+                    algorithm, *own = shlex.split(line)
+                    if not (ROOT / "algorithms" / f"{algorithm}.py").is_file():
+                        raise Refused(f"{path}: variant {variant!r}: there is no algorithms/{algorithm}.py")
+                    flags = (*shlex.split(content.get("flags", "")), *shlex.split(part.get("flags", "")), *own)
+                    seeds = num_seeds or content.get("num_seeds", 1)
+                    suite.jobs.append(Job(task, variant, algorithm, flags, seeds, content.get("size")))
+        folders = [job.folder for job in suite.jobs]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise Refused(f"{path}: two variants of {folder.parent} would share the folder {folder.name}")
+        return suite
+
+
+def check(path: Path, table: dict, needed: set[str], optional: set[str]) -> None:
+    """Refuse a table of a suite with missing or unknown keys."""
+    missing, unknown = sorted(needed - table.keys()), sorted(table.keys() - needed - optional)
+    if missing:
+        raise Refused(f"{path}: {', '.join(missing)} missing")
+    if unknown:
+        raise Refused(f"{path}: unknown {', '.join(unknown)}; there are {', '.join(sorted(needed | optional))}")
+
+
+class Runner:
+    """Runs jobs and passes on a request to stop."""
+
+    def __init__(self, sweep: Sweep, suite: Suite, console: Console):
+        self.folder, self.suite, self.console = sweep.runs / suite.name, suite, console
+        usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(suite.jobs))
+        self.shares: Queue[set[int]] = Queue()
+        for job in range(self.jobs):
+            self.shares.put(set(usable[job :: self.jobs]))
+        self.running: set[subprocess.Popen] = set()
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+
+    def stop(self, *_: object) -> None:
+        """Ask the running jobs to write their checkpoints and leave; start no other."""
+        self.stopping.set()
+        for process in list(self.running):
+            process.send_signal(signal.SIGTERM)
+
+    def command(self, job: Job) -> list[str] | None:
+        """What is to be run for a job; None if it has finished. Raises Refused if another run lies in its folder."""
+        out = self.folder / job.folder
+        program = [sys.executable, str(ROOT / "algorithms" / f"{job.algorithm}.py")]
+        if not (out / "config.json").exists():
+            return [*program, *job.arguments(), "--out", str(out)]
+        config = json.loads((out / "config.json").read_text())
+        found = config["arguments"]
+        at = found.index("--out") if "--out" in found else len(found)
+        if config["algorithm"] != job.algorithm or [*found[:at], *found[at + 2 :]] != job.arguments():
+            raise Refused(f"{out} holds another run than the suite asks for now: move it away to train anew")
+        return None if (out / "summary.json").exists() else [*program, "--resume", str(out)]
+
+    def run(self, job: Job) -> int:
+        """Train what is missing of a job: the exit status, 0 if there was nothing to do."""
+        if self.stopping.is_set() or (command := self.command(job)) is None:
+            return 0
+        share = self.shares.get()
+        try:
+            prefix = ["taskset", "-c", ",".join(map(str, sorted(share)))] if share else []
+            log = self.folder / f"{job.folder}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as output:
+                with self.lock:
+                    if self.stopping.is_set():
+                        return 0
+                    process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
+                    self.running.add(process)
+                status = process.wait()
+            self.running.discard(process)
+        finally:
+            self.shares.put(share)
+        told = "finished" if status == 0 else f"ended with status {status}, see {log}"
+        self.console.print(f"{job.task}, {job.variant}: {told}", highlight=False)
+        return status
+
+    def all(self) -> bool:
+        """Every job of the suite; whether all have finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        described = [{"folder": str(j.folder), "task": j.task, "variant": j.variant} for j in self.suite.jobs]
+        write_json(self.folder / "suite.json", {"suite": self.suite.name, "jobs": described})
+        before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                list(pool.map(self.run, self.suite.jobs))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return all((self.folder / j.folder / "summary.json").exists() for j in self.suite.jobs)
+
+
+def main(sweep: Sweep) -> int:
+    """Make the data, then run what is missing; the exit status."""
+    console = Console()
+    suite = Suite.read(sweep.suite, sweep.num_seeds)
+    runner = Runner(sweep, suite, console)
+    open_jobs = [job for job in suite.jobs if runner.command(job)]
+    console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
+    for job in {job.task: job for job in open_jobs if job.size is not None and job.task in recipes.names()}.values():
+        with making(console) as progress:
+            recipes.make(job.task, job.size, progress=progress)
+    return 0 if runner.all() else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Sweep, description=__doc__)))
+    except Refused as refusal:
+        print(f"sweep: {refusal}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,201 @@
+"""benchmarks/sweep.py does what is missing and nothing else; benchmarks/report.py counts as it says."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import report, results, sweep
+from common import recipes
+from common.errors import Refused
+from common.runs import RunDirectory
+
+SUITE = """
+size = 500
+flags = "--hidden 8 8 --batch-size 16 --log-every 5 --eval-every 10 --eval-episodes 2"
+
+[[parts]]
+tasks = ["pointmaze-umaze"]
+[parts.variants]
+"TD3+BC" = "td3_bc --actor-hidden 8 --offline-steps 20"
+"cloning" = "bc --steps 20"
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_sweep_does_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    asked = sweep.Sweep(written(tmp_path, SUITE), jobs=2, runs=tmp_path / "runs")
+    assert sweep.main(asked) == 0
+    folders = [tmp_path / "runs" / "tiny" / "pointmaze-umaze" / name for name in ("TD3+BC", "cloning")]
+    first = [(f / "summary.json").read_text() for f in folders]
+    card = json.loads((folders[0] / "config.json").read_text())["dataset"]
+    assert card["transitions"] == 500
+    assert recipes.dataset_id("pointmaze-umaze", 500) in card["source"]
+
+    # As if one had been killed just before its end: it is resumed, the other left alone.
+    (folders[1] / "summary.json").unlink()
+    assert "2 jobs, 2 to do" in capsys.readouterr().out
+    assert sweep.main(asked) == 0
+    assert "2 jobs, 1 to do" in capsys.readouterr().out
+    assert (folders[0] / "summary.json").read_text() == first[0]
+    finals = [json.loads(text)["final"] for text in (first[1], (folders[1] / "summary.json").read_text())]
+    assert finals[0] == finals[1]
+    assert "resuming" in (folders[1].parent / "cloning.log").read_text()
+
+    # A folder with another run in it is not touched.
+    changed = sweep.Sweep(written(tmp_path, SUITE.replace("steps 20", "steps 30")), runs=tmp_path / "runs")
+    with pytest.raises(Refused, match="move it away"):
+        sweep.main(changed)
+
+    found = report.find([tmp_path / "runs" / "tiny"])
+    assert [(run.task, run.variant) for run in found] == [
+        ("pointmaze-umaze", "TD3+BC"), ("pointmaze-umaze", "cloning"),
+    ]  # fmt: skip
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
+    suite = sweep.Suite.read(written(tmp_path, SUITE.replace("size = 500", "").replace("bc --steps", "bc --nonsense")))
+    runner = sweep.Runner(sweep.Sweep("tiny", runs=tmp_path / "runs"), suite, sweep.Console())
+    started = []
+
+    class Process:
+        def __init__(self, command, stdout, stderr):
+            started.append(command)
+            self.fails = "--nonsense" in command
+            out = Path(command[command.index("--out") + 1])
+            if not self.fails:
+                out.mkdir(parents=True)
+                (out / "summary.json").write_text("{}")
+
+        def wait(self):
+            return 2 if self.fails else 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep.subprocess, "Popen", Process)
+        assert not runner.all()
+    assert len(started) == 2
+    assert "cloning: ended with status 2" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seeds = 3", "parts missing"),
+        ("colour = 1" + SUITE, "unknown colour"),
+        (SUITE.replace('"bc ', '"td4 '), "algorithms/td4.py"),
+        (SUITE.replace("pointmaze-umaze", "pointmase"), "pointmase"),
+        (SUITE.replace('"cloning"', '"TD3+BC "'), "share the folder"),
+        ("[[parts", "tiny.toml"),
+    ],
+)
+def test_a_suite_that_makes_no_sense_is_refused(tmp_path, text, told):
+    with pytest.raises(Refused, match=told):
+        sweep.Suite.read(written(tmp_path, text))
+
+
+def test_shipped_suites_can_be_read():
+    for path in sweep.SUITES.glob("*.toml"):
+        assert sweep.Suite.read(path.stem).jobs
+    with pytest.raises(Refused, match="there are"):
+        sweep.Suite.read("nonsense")
+
+
+def test_what_a_kill_left_at_the_very_start_does_not_stop_a_new_run(tmp_path):
+    (tmp_path / ".config.json.partial").write_text("{")
+    RunDirectory.create(tmp_path, {})
+    with pytest.raises(Refused, match="exists already"):
+        RunDirectory.create(tmp_path, {})
+
+
+def fake(folder: Path, task: str, scores: list[float], online: bool = False, diverged: dict | None = None) -> None:
+    """A run directory whose seeds end with these scores."""
+    folder.mkdir(parents=True)
+    config = {
+        "algorithm": "td3_bc", "arguments": ["--env", task, "--out", "somewhere"], "commit": "abc",
+        "run": {"env": task, "eval_episodes": 10},
+        "dataset": {"source": "recipe", "fingerprint": "f", "transitions": 5, "env_spec": "long"},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    more = {"offline": 50.0, "drop": 10.0, "online_mean": 60.0} if online else {}
+    final = [
+        {"run": k, "seed": k, "point": {}, "score": s, "return_mean": 10 * s, "success": None} | more
+        for k, s in enumerate(scores)
+    ]
+    summary = {"final": final, "diverged_at_step": diverged or {}, "steps_per_second": 1.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with (folder / "eval.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "seed", "step", "phase", "score", "return_mean"])
+        for phase in ("offline", "online") if online else ("offline",):
+            for step in (10, 20):
+                for run, score in enumerate(scores):
+                    writer.writerow([run, run, step, phase, score * step / 20, 0])
+
+
+def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "results")
+    fake(tmp_path / "hopper-medium" / "a", "hopper-medium", [10, 20, 90], diverged={"0": 5})
+    fake(tmp_path / "hopper-medium" / "b", "hopper-medium", [40, 40, 40], online=True)
+    fake(tmp_path / "walker2d-medium" / "a", "walker2d-medium", [0, 10, 50])
+    report.main(report.Report((tmp_path,), "test"))
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    head, _, a, b = [[cell.strip() for cell in line] for line in lines]
+    assert head == ["variant", "hopper-medium", "walker2d-medium", "mean of all", "IQM of all", "drop", "online mean"]
+    assert a[0] == "a (1 diverged)"
+    assert a[1].startswith("40.0 [10.0, 90.0]")  # seeds are drawn with replacement: all alike in 1 of 27 draws
+    assert a[3].startswith("30.0 [")
+    assert a[4].startswith("22.5 [")  # 0 and 90 cut off: of 0 10 10 20 50 90, one each side; (10 + 10 + 20 + 50) / 4
+    assert b == ["b", "40.0 [40.0, 40.0]", "", "", "", "10.0", "60.0"]
+    with (tmp_path / "results" / "test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["task"], r["variant"], r["score"]) for r in rows][:3] == [
+        ("hopper-medium", "a", "10"), ("hopper-medium", "a", "20"), ("hopper-medium", "a", "90"),
+    ]  # fmt: skip
+    assert [r["diverged"] for r in rows][:2] == ["True", "False"]
+    about = json.loads((tmp_path / "results" / "test.json").read_text())
+    assert about["runs"]["hopper-medium, a"] == "python algorithms/td3_bc.py --env hopper-medium"
+    assert about["datasets"]["hopper-medium"] == {"source": "recipe", "fingerprint": "f", "transitions": 5}
+    assert (tmp_path / "results" / "test.md").read_text().startswith("| variant |")
+    assert (tmp_path / "results" / "test.png").stat().st_size > 5000
+
+
+def test_a_curve_puts_phases_one_after_another(tmp_path):
+    fake(tmp_path / "b", "hopper-medium", [40, 60], online=True)
+    (run,) = report.find([tmp_path])
+    steps, scores, switch = run.curve()
+    assert steps.tolist() == [10, 20, 30, 40]
+    assert scores.tolist() == [[20, 30], [40, 60], [20, 30], [40, 60]]
+    assert switch == 20
+
+
+def test_the_interval_is_a_stratified_bootstrap():
+    """Against the exact distribution: two seeds per task, so that each task's mean takes three values."""
+    strata = [np.array([0.0, 2.0]), np.array([10.0, 14.0])]
+    low, high = report.interval(strata, report.mean)
+    # The least mean, (0 + 10) / 2 = 5, has probability 1/16, so has the largest, 8: both lie beyond 2.5 %.
+    assert (low, high) == (5.0, 8.0)
+    normal = np.random.default_rng(0).normal(size=200)
+    low, high = report.interval([normal], report.mean)
+    expected = 1.96 * normal.std() / np.sqrt(200)
+    np.testing.assert_allclose([low, high], normal.mean() + expected * np.array([-1, 1]), atol=0.02)
+
+
+def test_nothing_to_report_is_told_in_one_line(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "benchmarks.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("report: no finished run")
+    assert done.stderr.count("\n") == 1
