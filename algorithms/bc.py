@@ -65,7 +65,7 @@ class Config(struct.PyTreeNode):
     """Normalise observations with the data's mean and standard deviation."""
     batch_size: int = struct.field(default=256, pytree_node=False)
     """Transitions per gradient step."""
-    steps: int = struct.field(default=500_000, pytree_node=False)
+    offline_steps: int = struct.field(default=500_000, pytree_node=False)
     """Gradient steps."""
 
     uses_prior_data = True
@@ -74,23 +74,25 @@ class Config(struct.PyTreeNode):
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
         """Their names and steps."""
-        return (("offline", self.steps),)
+        return (("offline", self.offline_steps),)
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
         if not 0 < self.top_fraction <= 1:
             return f"--top-fraction must lie in (0, 1], not {self.top_fraction}"
-        if min(self.components, self.flow_steps, self.batch_size, self.steps, *self.hidden) < 1 or self.bins < 2:
+        counts = (self.components, self.flow_steps, self.batch_size, self.offline_steps, *self.hidden)
+        if min(counts) < 1 or self.bins < 2:
             return (
-                "--components, --flow-steps, --batch-size, --steps and --hidden must be at least 1, --bins at least 2"
+                "--components, --flow-steps, --batch-size, --offline-steps and --hidden must be at least 1, "
+                "--bins at least 2"
             )
         return None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "antmaze": {"normalise": False, "steps": 100_000, "eval_every": 50_000, "eval_episodes": 100},
+    "antmaze": {"normalise": False, "offline_steps": 100_000, "eval_every": 50_000, "eval_episodes": 100},
     # Ours: small networks for a small maze.
-    "pointmaze": {"hidden": (128, 128), "steps": 20_000, "eval_every": 5000, "eval_episodes": 100},
+    "pointmaze": {"hidden": (128, 128), "offline_steps": 20_000, "eval_every": 5000, "eval_episodes": 100},
 }
 
 

@@ -42,6 +42,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.scipy.special import logsumexp
 
@@ -171,9 +172,11 @@ class TD3BC(struct.PyTreeNode):
 
     @staticmethod
     def prepare(config: Config, data: Dataset, task: Task) -> Prior:
-        """The data with their Monte-Carlo returns, in the task's training rewards."""
+        """The data with their Monte-Carlo returns, in the task's training rewards; NaN where nothing learns them."""
         rows = data.batch(task)
-        returns = transforms.returns_to_go(data, rows.reward, float(config.discount), continued=True)
+        returns = np.full_like(rows.reward, np.nan)
+        if config.pretrain_steps or config.mixed:
+            returns = transforms.returns_to_go(data, rows.reward, float(config.discount), continued=True)
         return Prior(**vars(rows), return_to_go=returns)
 
     @classmethod

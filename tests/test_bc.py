@@ -157,7 +157,8 @@ def test_one_update_is_one_step_of_adam():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"), [({"top_fraction": 0.0}, "--top-fraction"), ({"bins": 1}, "--bins"), ({"steps": 0}, "--steps")]
+    ("values", "told"),
+    [({"top_fraction": 0.0}, "--top-fraction"), ({"bins": 1}, "--bins"), ({"offline_steps": 0}, "--offline-steps")],
 )
 def test_impossible_values_are_named(values, told):
     assert told in Config(**values).problem()

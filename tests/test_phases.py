@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import edac, iql, redq_adaptive_bc, td3_bc
+from algorithms import bc, edac, iql, redq_adaptive_bc, td3_bc
 from common import recipes, training
 
 COMMON = (
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
-    agent, module = ALGORITHMS[name]
+    agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
     console = Console(file=io.StringIO(), width=200)
     assert training.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
     return console.file.getvalue()
@@ -137,6 +137,18 @@ def test_imitation_is_a_phase_of_exactly_its_steps(tmp_path, monkeypatch):
         serve("td3_bc", *arguments, "--out", tmp_path / "other")
     assert "resuming in the imitation phase after step 5" in serve("td3_bc", "--resume", tmp_path / "other")
     assert table(tmp_path / "other" / "metrics.csv") == rows
+
+
+@pytest.mark.parametrize("policy", ["gmm", "flow"])
+def test_cloning_resumes(tmp_path, monkeypatch, policy):
+    arguments = (*COMMON, "--policy", policy, "--num-seeds", 2)
+    serve("bc", *arguments, "--out", tmp_path / "whole")
+    with stopped_at(10, monkeypatch):
+        serve("bc", *arguments, "--out", tmp_path / "run")
+    assert "resuming in the offline phase after step 10" in serve("bc", "--resume", tmp_path / "run")
+    for file in ("metrics.csv", "eval.csv"):
+        assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
+    assert [r["step"] for r in table(tmp_path / "run" / "metrics.csv") if r["run"] == "1"] == ["5", "10", "15", "20"]
 
 
 def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):

@@ -17,13 +17,13 @@ from common.runs import RunDirectory
 
 SUITE = """
 size = 500
-flags = "--hidden 8 8 --batch-size 16 --log-every 5 --eval-every 10 --eval-episodes 2"
+flags = "--hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 --eval-episodes 2"
 
 [[parts]]
 tasks = ["pointmaze-umaze"]
 [parts.variants]
-"TD3+BC" = "td3_bc --actor-hidden 8 --offline-steps 20"
-"cloning" = "bc --steps 20"
+"TD3+BC" = "td3_bc --actor-hidden 8"
+"cloning" = "bc --policy gaussian"
 """
 
 
@@ -65,7 +65,7 @@ def test_a_sweep_does_what_is_missing(tmp_path, monkeypatch, capsys):
 
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
-    suite = sweep.Suite.read(written(tmp_path, SUITE.replace("size = 500", "").replace("bc --steps", "bc --nonsense")))
+    suite = sweep.Suite.read(written(tmp_path, SUITE.replace("size = 500", "").replace("bc --policy", "bc --nonsense")))
     runner = sweep.Runner(sweep.Sweep("tiny", runs=tmp_path / "runs"), suite, sweep.Console())
     started = []
 

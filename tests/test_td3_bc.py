@@ -165,9 +165,14 @@ def test_returns_go_on_for_ever_after_a_time_limit_and_stop_at_a_termination():
         terminated=np.array([False, True, False, False, False]), truncated=np.array([False, False, False, True, True]),
         next_observation=np.zeros((5, 11), np.float32), success=np.zeros(5, bool), source="npz:test",
     )  # fmt: skip
-    prior = TD3BC.prepare(Config(discount=0.5), data, tasks.find("hopper-medium"))
+    prior = TD3BC.prepare(Config(discount=0.5, pretrain_steps=1), data, tasks.find("hopper-medium"))
     np.testing.assert_allclose(prior.return_to_go, [1 + 0.5 * 2, 2, 3 + 0.5 * 8, 8, 10])
     assert prior.mask.tolist() == [1, 0, 1, 1, 1]
+    # Where nothing learns them, they are not computed, and no discount is too large.
+    unused = TD3BC.prepare(Config(discount=1.0), data, tasks.find("hopper-medium"))
+    assert np.isnan(unused.return_to_go).all()
+    with pytest.raises(Refused, match="below 1"):
+        TD3BC.prepare(Config(discount=1.0, mixed=True), data, tasks.find("hopper-medium"))
 
 
 def test_observations_are_normalised_everywhere_alike():
