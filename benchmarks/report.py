@@ -171,11 +171,13 @@ def table(runs: Sequence[Finished]) -> str:
 
 def with_interval(strata: Sequence[np.ndarray], statistic: Statistic) -> str:
     """A statistic, and its interval if there are seeds to draw from."""
-    value = f"{statistic(np.concatenate(strata)):.1f}"
+    whole = np.concatenate(strata)
+    digits = 1 if np.abs(whole).max() > 10 else 2
+    value = f"{statistic(whole):.{digits}f}"
     if min(len(stratum) for stratum in strata) < 2:
         return value
     low, high = interval(strata, statistic)
-    return f"{value} [{low:.1f}, {high:.1f}]"
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def draw(runs: Sequence[Finished], path: Path) -> None:

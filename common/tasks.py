@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -225,9 +226,20 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Task:
-    """The task of that name: the table's, else the installed Gymnasium environment of that id."""
+    """The task of that name: the table's, else the installed Gymnasium environment of that id.
+
+    `module:id` imports the module first, which registers the environment.
+    """
     if name in _TASKS:
         return _TASKS[name]
+    module, colon, identifier = name.partition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise Refused(f"task {name!r}: {error}; before the colon stands a module that can be imported") from error
+        if identifier in gymnasium.registry:
+            return Task(name, "gym", name, horizon=gymnasium.registry[identifier].max_episode_steps)
     if "-singletask-" in name:
         return _ogbench(name)
     if name in gymnasium.registry:
