@@ -1,0 +1,184 @@
+"""Times a peer's own offline update from a checkout of it: `offline.py PEER CHECKOUT SETTINGS`, run by updates.py.
+
+PEER is jax-corl, unifloral or corl. Their functions are called as their training scripts call them, on random data. It
+needs a Python with what their files import, but for d4rl, gym, wandb and pyrallis: of those nothing is used, and empty
+stand-ins are put in their place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Anything(types.ModuleType):
+    """A module in which every name is a class that can also decorate."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *_, **__: None, "__call__": lambda self, function: function})
+
+
+def load(path: Path) -> types.ModuleType:
+    """Their file as a module, without its command line and without what it does not need here."""
+    for name in ("d4rl", "gym", "wandb", "pyrallis"):
+        sys.modules[name] = Anything(name)
+    sys.modules["pyrallis"].wrap = lambda *_: lambda function: function
+    sys.argv = [str(path)]
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def random_data(settings: dict) -> dict[str, np.ndarray]:
+    """Transitions in D4RL's layout."""
+    rng, rows = np.random.default_rng(0), settings["rows"]
+    return {
+        "observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
+        "actions": rng.uniform(-1, 1, size=(rows, settings["action"])).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "terminals": np.zeros(rows, np.float32),
+        "next_observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
+    }
+
+
+def jax_corl(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """Eight updates per jitted call, as by their default."""
+    import jax
+    import jax.numpy as jnp
+
+    name = settings["algorithm"]
+    module = load(checkout / "algos" / {"td3_bc": "td3bc.py", "iql": "iql.py"}[name])
+    rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
+    rows |= {"dones": rows["terminals"], "masks": 1 - rows["terminals"], "dones_float": rows["terminals"]}
+    data = module.Transition(**{field: rows[field] for field in module.Transition._fields})
+    config = module.config.model_copy(update={"hidden_dims": tuple(settings["hidden"])})
+    create = module.create_td3bc_train_state if name == "td3_bc" else module.create_iql_train_state
+    state = create(jax.random.PRNGKey(0), data.observations[0], data.actions[0], config)
+    algorithm = module.TD3BC() if name == "td3_bc" else module.IQL()
+    update = jax.jit(algorithm.update_n_times, static_argnums=(3,))
+    key = jax.random.PRNGKey(1)
+
+    def run(updates: int) -> None:
+        nonlocal state, key
+        for _ in range(updates // config.n_jitted_updates):
+            key, used = jax.random.split(key)
+            state, information = update(state, data, used, config)
+        jax.block_until_ready((state, information))
+
+    return run
+
+
+def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """A scan of their training step over a whole interval; TD3+BC's step holds two critic updates."""
+    import jax
+    import jax.numpy as jnp
+
+    name = settings["algorithm"]
+    module = load(checkout / "algorithms" / f"{name}.py")
+    rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
+    fields = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
+    fields |= {"done": "terminals"}
+    data = module.Transition(**{field: rows[fields[field]] for field in module.Transition._fields})
+    args = module.Args()
+    observation, action = data.obs[0], data.action[0]
+    statistics = () if name == "edac" else (data.obs.mean(axis=0), data.obs.std(axis=0))
+    actor = (module.DeterministicTanhActor if name in ("td3_bc", "bc") else module.TanhGaussianActor)(
+        len(action), *statistics
+    )
+
+    def state_of(network: Any, *inputs: Any) -> Any:
+        return module.create_train_state(args, jax.random.PRNGKey(0), network, list(inputs))
+
+    if name == "bc":
+        networks, states = [actor], {"actor": state_of(actor, observation)}
+    elif name == "edac":
+        critic, alpha = module.VectorQ(args.num_critics), module.EntropyCoef()
+        networks = [actor, critic, alpha]
+        states = {"actor": state_of(actor, observation), "alpha": state_of(alpha)}
+        states |= {key: state_of(critic, observation, action) for key in ("vec_q", "vec_q_target")}
+    else:
+        critic = module.DualQNetwork(*statistics)
+        networks, states = [actor, critic], {"actor": state_of(actor, observation)}
+        states |= {key: state_of(critic, observation, action) for key in ("dual_q", "dual_q_target")}
+        if name == "iql":
+            value = module.StateValueFunction(*statistics)
+            networks.append(value)
+            states["value"] = state_of(value, observation)
+        else:
+            states["actor_target"] = state_of(actor, observation)
+    step = module.make_train_step(args, *(network.apply for network in networks), data)
+    carry = jax.random.PRNGKey(1), module.AgentTrainState(**states)
+    each = getattr(args, "num_critic_updates_per_step", 1)
+
+    def run(updates: int) -> None:
+        nonlocal carry
+        carry, information = jax.lax.scan(step, carry, None, updates // each)
+        jax.block_until_ready((carry, information))
+
+    return run
+
+
+def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """A minibatch from their buffer, then a step of their trainer."""
+    import torch
+
+    name, sizes = settings["algorithm"], (settings["observation"], settings["action"])
+    module = load(checkout / "algorithms" / "offline" / f"{'any_percent_bc' if name == 'bc' else name}.py")
+    buffer = module.ReplayBuffer(*sizes, settings["rows"], "cpu")
+    buffer.load_d4rl_dataset(random_data(settings))
+
+    def adam(network: Any) -> Any:
+        return torch.optim.Adam(network.parameters(), lr=3e-4)
+
+    if name == "edac":
+        actor = module.Actor(*sizes, 256, 1.0)
+        critic = module.VectorizedCritic(*sizes, 256, 10)
+        trainer = module.EDAC(actor, adam(actor), critic, adam(critic), eta=1.0, alpha_learning_rate=3e-4)
+    elif name == "iql":
+        actor, q, v = module.GaussianPolicy(*sizes, 1.0), module.TwinQ(*sizes), module.ValueFunction(sizes[0])
+        trainer = module.ImplicitQLearning(1.0, actor, adam(actor), q, adam(q), v, adam(v), device="cpu")
+    else:
+        actor = module.Actor(*sizes, 1.0)
+        if name == "bc":
+            trainer = module.BC(1.0, actor, adam(actor), device="cpu")
+        else:
+            critics = [module.Critic(*sizes) for _ in range(2)]
+            pairs = [part for critic in critics for part in (critic, adam(critic))]
+            trainer = module.TD3_BC(1.0, actor, adam(actor), *pairs, device="cpu")
+    step = trainer.update if name == "edac" else trainer.train
+
+    def run(updates: int) -> None:
+        for _ in range(updates):
+            step(buffer.sample(256))
+
+    return run
+
+
+def main(peer: str, checkout: str, settings: dict) -> None:
+    """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
+    run = {"jax-corl": jax_corl, "unifloral": unifloral, "corl": corl}[peer](Path(checkout), settings)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        run(settings["updates"])
+        return time.perf_counter() - start
+
+    print(seconds() + seconds(), flush=True)
+    for _ in sys.stdin:
+        print(seconds() / settings["updates"], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
