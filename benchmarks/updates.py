@@ -97,7 +97,7 @@ class Ours:
         )
         self.agent = programs.enter(agent, self.seeds, "offline", self.prior)
         self.updates, self.done, self.runs = UPDATES[algorithm], 0, runs
-        self.first_calls = 2 * self.timing() * self.updates * runs
+        self.first_calls = (self.timing() + self.timing()) * self.updates * runs
 
     def timing(self) -> float:
         """Seconds per update, all runs' counted."""
