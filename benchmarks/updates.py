@@ -1,13 +1,15 @@
-"""How fast the offline algorithms update, beside the same updates in other people's code.
+"""How fast the algorithms update, beside the same updates in other people's code.
 
-    python -m benchmarks.updates [--algorithms td3_bc iql bc edac] [--runs 1 5] [--rounds 7] --peer-python PYTHON
-        --jax-corl CHECKOUT --unifloral CHECKOUT --corl CHECKOUT
+    python -m benchmarks.updates [--algorithms td3_bc iql bc edac redq_adaptive_bc] [--runs 1 5] [--rounds 7]
+        --peer-python PYTHON --jax-corl CHECKOUT --unifloral CHECKOUT --corl CHECKOUT --adaptive-bc CHECKOUT
 
 Everything is timed in turn, round after round, each peer in a process of its own that waits in between, so that all
 share whatever the machine does meanwhile. A ratio is the median over rounds of our updates per second, of all runs
 together, over theirs, of one. All have the same networks (two layers of 256; EDAC three, and ten critics), minibatches
-of 256, and draw them from a million random transitions of walker's size; what is counted is critic steps. Ours are the
-programs of training.py. Rows go to benchmarks/results/updates_BACKEND.{csv,json}.
+of 256, and draw them from a million random transitions of walker's size; what is counted is critic steps, or the
+actor's where there is no critic. Ours are the programs of training.py: whole intervals of the offline phase, and for
+redq_adaptive_bc.py steps of the online phase, of twenty critic steps each. Rows go to
+benchmarks/results/updates_BACKEND.{csv,json}.
 """
 
 from __future__ import annotations
@@ -28,26 +30,33 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from algorithms import bc, edac, iql, td3_bc
+from algorithms import bc, edac, iql, redq_adaptive_bc, td3_bc
 from benchmarks.results import publish
 from common import tasks
 from common.datasets import Dataset
 from common.machine import cores
-from common.programs import Programs
+from common.programs import Learner, Programs
+from common.replay import Episode, Replay
 
 TASK = "walker2d-medium"
 OBSERVATION, ACTION, ROWS = 17, 6, 1_000_000
+CAPACITY = 100_000
 OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
     "td3_bc": (td3_bc, td3_bc.TD3BC, {}),
     "iql": (iql, iql.IQL, {}),
     "bc": (bc, bc.BC, {}),
     "edac": (edac, edac.EDAC, {}),
+    "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
 """Algorithm -> its file, its agent, and what differs from its defaults."""
-UPDATES = {"td3_bc": 400, "iql": 400, "bc": 1000, "edac": 40}
+UPDATES = {"td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "redq_adaptive_bc": 100}
 """Critic steps per timing."""
-PEERS = {"jax-corl": ("td3_bc", "iql"), "unifloral": ("td3_bc", "iql", "bc", "edac"),
-         "corl": ("td3_bc", "iql", "bc", "edac")}  # fmt: skip
+PEERS = {
+    "jax_corl": ("td3_bc", "iql"),
+    "unifloral": ("td3_bc", "iql", "bc", "edac"),
+    "corl": ("td3_bc", "iql", "bc", "edac"),
+    "adaptive_bc": ("redq_adaptive_bc",),
+}
 """Peer -> what it has."""
 
 
@@ -55,7 +64,7 @@ PEERS = {"jax-corl": ("td3_bc", "iql"), "unifloral": ("td3_bc", "iql", "bc", "ed
 class Updates:
     """What is measured."""
 
-    algorithms: tuple[str, ...] = ("td3_bc", "iql", "bc", "edac")
+    algorithms: tuple[str, ...] = tuple(OURS)
     """Files of ours."""
     runs: tuple[int, ...] = (1, 5)
     """Numbers of runs side by side."""
@@ -67,12 +76,14 @@ class Updates:
     """A checkout of EmptyJackson/unifloral."""
     corl: Path | None = None
     """A checkout of tinkoff-ai/CORL."""
+    adaptive_bc: Path | None = None
+    """A checkout of zhaoyi11/adaptive_bc."""
     peer_python: str = sys.executable
     """The Python that can import them."""
 
 
 class Ours:
-    """The jitted offline phase of some runs, on random data."""
+    """The jitted offline phase of some runs, on random data; the online phase of an algorithm that lives there."""
 
     def __init__(self, algorithm: str, runs: int):
         module, agent_class, values = OURS[algorithm]
@@ -95,17 +106,31 @@ class Ours:
         agent = programs.create(
             jax.tree.map(lambda x: np.full(runs, x, np.float32), config), seeds, example, self.prior
         )
-        self.agent = programs.enter(agent, self.seeds, "offline", self.prior)
+        self.online = algorithm == "redq_adaptive_bc"
+        agent = programs.enter(agent, self.seeds, "online" if self.online else "offline", self.prior)
+        experience = None
+        if self.online:
+            experience = programs.place(jax.vmap(lambda row: Replay.create(row, CAPACITY))(example))
+            self.played = example, Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
+        self.learner, self.utd = Learner(agent, experience), config.utd if self.online else 1
         self.updates, self.done, self.runs = UPDATES[algorithm], 0, runs
         self.first_calls = (self.timing() + self.timing()) * self.updates * runs
 
     def timing(self) -> float:
         """Seconds per update, all runs' counted."""
         start = time.perf_counter()
-        self.agent, metrics = self.programs.offline(
-            self.agent, self.seeds, "offline", self.done, self.updates, self.prior
-        )
-        jax.block_until_ready((self.agent, metrics))
+        if self.online:
+            transition, episode = self.played
+            for step in range(self.done // self.utd + 1, (self.done + self.updates) // self.utd + 1):
+                self.learner, _, metrics = self.programs.learn(
+                    self.learner, self.seeds, step, transition, episode, transition.observation, self.prior
+                )
+        else:
+            agent, metrics = self.programs.offline(
+                self.learner.agent, self.seeds, "offline", self.done, self.updates, self.prior
+            )
+            self.learner = self.learner.replace(agent=agent)
+        jax.block_until_ready((self.learner, metrics))
         self.done += self.updates
         return (time.perf_counter() - start) / self.updates / self.runs
 
@@ -118,9 +143,9 @@ class Peer:
             "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
             "hidden": [256, 256], "updates": UPDATES[algorithm],
         }  # fmt: skip
-        script = Path(__file__).parent / "peers" / "offline.py"
+        script = Path(__file__).parent / "peers" / "updates.py"
         self.process = subprocess.Popen(
-            [python, str(script), name, str(checkout), json.dumps(settings)],
+            [python, str(script), name.replace("_", "-"), str(checkout), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.first_calls = float(self.process.stdout.readline())
@@ -142,7 +167,7 @@ def measure(options: Updates, algorithm: str) -> list[dict[str, Any]]:
     peers = {
         name: Peer(name, checkout, algorithm, options.peer_python)
         for name, has in PEERS.items()
-        if algorithm in has and (checkout := getattr(options, name.replace("-", "_"))) is not None
+        if algorithm in has and (checkout := getattr(options, name)) is not None
     }
     ours = {runs: Ours(algorithm, runs) for runs in options.runs}
     timings: dict[str | int, list[float]] = {name: [] for name in (*peers, *ours)}
@@ -165,7 +190,7 @@ def measure(options: Updates, algorithm: str) -> list[dict[str, Any]]:
             "first_two_calls_seconds": timed.first_calls,
         }
         for peer in PEERS:
-            row[f"times_{peer.replace('-', '_')}"] = (
+            row[f"times_{peer}"] = (
                 statistics.median(theirs / own for theirs, own in zip(timings[peer], values, strict=True))
                 if peer in peers
                 else None
@@ -185,7 +210,7 @@ def main(options: Updates) -> None:
     for row in rows:
         table.add_row(*("" if v is None else v if isinstance(v, str) else f"{v:.3g}" for v in row.values()))
     Console(width=160).print(table)
-    checkouts = {name: getattr(options, name.replace("-", "_")) for name in PEERS}
+    checkouts = {name: getattr(options, name) for name in PEERS}
     arguments = [f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]]
     publish(
         f"updates_{jax.default_backend()}",

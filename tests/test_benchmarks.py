@@ -43,14 +43,18 @@ def test_an_environment_of_ones_own_is_a_task():
         tasks.find("benchmarks.two_ways:ThreeWays-v0")
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "iql"])
+@pytest.mark.parametrize("algorithm", ["bc", "iql", "redq_adaptive_bc"])
 def test_updates_are_timed_per_run(algorithm, monkeypatch):
     monkeypatch.setattr(updates, "ROWS", 2000)
+    monkeypatch.setattr(updates, "CAPACITY", 20)
     monkeypatch.setitem(updates.UPDATES, algorithm, 3)
+    module, agent_class, _ = updates.OURS[algorithm]
+    small = {"hidden": (8, 8)} | ({"utd": 3} if algorithm == "redq_adaptive_bc" else {})
+    monkeypatch.setitem(updates.OURS, algorithm, (module, agent_class, small))
     timed = updates.Ours(algorithm, 2)
     assert timed.timing() > 0
     assert timed.done == 9
-    leaf = timed.agent.policy if algorithm == "bc" else timed.agent.critic
+    leaf = timed.learner.agent.policy if algorithm == "bc" else timed.learner.agent.critic
     assert np.asarray(leaf.opt_state.count).tolist() == [9, 9]
 
 

@@ -1,8 +1,8 @@
-"""Times a peer's own offline update from a checkout of it: `offline.py PEER CHECKOUT SETTINGS`, run by updates.py.
+"""Times a peer's own update from a checkout of it: `updates.py PEER CHECKOUT SETTINGS`, run by benchmarks/updates.py.
 
-PEER is jax-corl, unifloral or corl. Their functions are called as their training scripts call them, on random data. It
-needs a Python with what their files import, but for d4rl, gym, wandb and pyrallis: of those nothing is used, and empty
-stand-ins are put in their place.
+PEER is jax-corl, unifloral, corl or adaptive-bc. Their functions are called as their training scripts call them, on
+random data. It needs a Python with what their files import, but for d4rl, gym, wandb and pyrallis: of those nothing is
+used, and empty stand-ins are put in their place.
 """
 
 from __future__ import annotations
@@ -166,9 +166,30 @@ def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     return run
 
 
+def adaptive_bc(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """Online: an action of the policy, then twenty minibatches from the buffer and steps of the trainer."""
+    utils, module = load(checkout / "utils.py"), load(checkout / "redq_bc.py")
+    sizes = settings["observation"], settings["action"]
+    buffer = utils.ReplayBuffer(*sizes, max_size=2 * settings["rows"])
+    data = random_data(settings)
+    buffer.convert_D4RL(data)
+    policy = module.REDQ_BC(*sizes, 1.0, pretrain=False)
+    state = data["observations"][0]
+
+    def run(updates: int) -> None:
+        for update in range(updates):
+            if update % 20 == 0:
+                action = policy.select_action(state)
+                buffer.add(state, action, state, 0.0, 0.0)
+            policy.train(buffer.sample(256))
+
+    return run
+
+
 def main(peer: str, checkout: str, settings: dict) -> None:
     """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
-    run = {"jax-corl": jax_corl, "unifloral": unifloral, "corl": corl}[peer](Path(checkout), settings)
+    peers = {"jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "adaptive-bc": adaptive_bc}
+    run = peers[peer](Path(checkout), settings)
 
     def seconds() -> float:
         start = time.perf_counter()
