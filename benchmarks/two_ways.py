@@ -4,8 +4,8 @@
     python -m benchmarks.sweep two-ways           # clones it with every policy of algorithms/bc.py
     python -m benchmarks.report runs/sweeps/two-ways --name two_ways
 
-A point walks 2 m from one side of a disc to the other. The demonstrations walk up to a place in front of the disc, then
-around it on either side, at random: there, the mean of their actions is to go straight on, which is no way through.
+A point walks 2 m from one side of a disc to the other; to touch the disc is the end. The demonstrations walk up to a
+place in front of it, then around it on either side, at random: there, the mean of their actions is to go straight on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ARRIVED = 0.1
 
 
 class TwoWays(gymnasium.Env):
-    """A point [x, y] in metres moved by velocities in [-1, 1]; walking into the disc moves it nowhere."""
+    """A point [x, y] in metres moved by velocities in [-1, 1]."""
 
     observation_space = gymnasium.spaces.Box(-3.0, 3.0, (2,), np.float64)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -43,12 +43,10 @@ class TwoWays(gymnasium.Env):
         return self.place.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Reward 1 and the end at the goal."""
-        to = (self.place + _STRIDE * np.clip(action, -1, 1)).clip(-3, 3)
-        if np.linalg.norm(to) > _RADIUS:
-            self.place = to
+        """Reward 1 and the end at the goal; the end without a reward in the disc."""
+        self.place = (self.place + _STRIDE * np.clip(action, -1, 1)).clip(-3, 3)
         arrived = bool(np.linalg.norm(self.place - _GOAL) < _ARRIVED)
-        return self.place.copy(), float(arrived), arrived, False, {}
+        return self.place.copy(), float(arrived), arrived or bool(np.linalg.norm(self.place) < _RADIUS), False, {}
 
 
 gymnasium.register("TwoWays-v0", entry_point=TwoWays, max_episode_steps=150)
@@ -93,7 +91,7 @@ def main(data: Data) -> None:
     rows = demonstrations(data.episodes, data.seed)
     data.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(data.out, **rows)
-    reached = int(rows["terminals"].sum())
+    reached = int(rows["rewards"].sum())
     print(f"{data.out}: {len(rows['rewards'])} steps of {data.episodes} demonstrations, {reached} reach the goal")
 
 

@@ -57,11 +57,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The project's git commit, with "+" if the tree differs from it; None outside a checkout."""
+    """The project's git commit, with "+" if the code differs from it; None outside a checkout."""
     here = Path(__file__).parent
+    results = ":(top,exclude)benchmarks/results"  # where what is being measured may have been written already
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        ask = ["git", "status", "--porcelain", "--", ":(top)", results]
+        changed = subprocess.run(ask, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
