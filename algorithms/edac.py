@@ -11,8 +11,9 @@ An, Moon, Kim & Song, "Uncertainty-Based Offline Reinforcement Learning with Div
 
 and one step of the targets. a~ and a' are sampled from pi, j runs over all N critics, m is the mask, 0 where an episode
 terminated. The second line of L_Q keeps the critics from agreeing on where the value falls, so that fewer of them are
-needed; without it (`--no-diversity`, `--preset sac-n`) this is SAC-N, of the same paper. N and eta are theirs for every
-data set; so is the number of steps.
+needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. N and eta of every
+locomotion and Adroit set are those of the configurations in the code of "First Imitate", below, which equal CORL's
+where CORL has any; SAC-N's N are CORL's.
 
 `--pretrain-steps N` is the maximum-entropy form of Jelley et al., "Efficient Offline Reinforcement Learning: First
 Imitate, then Improve" (2024): first, half of N steps of cloning with an entropy bonus, alpha adapted as above,
@@ -133,14 +134,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pointmaze": {
         "discount": 0.995, "hidden": (128, 128), "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
-    # By task: laid over the family's. Theirs, but for Adroit, which are those of "First Imitate".
+    # By task: laid over the family's.
     **{f"locomotion/hopper-{q}": {"ensemble": 50} for q in ("random", "medium", "medium-replay", "medium-expert")},
     "locomotion/hopper-expert": {"ensemble": 50},
     "locomotion/halfcheetah-random": {"eta": 0.0},
     "locomotion/halfcheetah-medium-expert": {"eta": 5.0},
-    "locomotion/halfcheetah-expert": {"eta": 5.0},
+    "locomotion/halfcheetah-expert": {"ensemble": 50, "eta": 5.0},
     "locomotion/walker2d-medium-expert": {"eta": 5.0},
-    "locomotion/walker2d-expert": {"eta": 5.0},
+    "locomotion/walker2d-expert": {"ensemble": 50, "eta": 5.0},
     "adroit/pen-human": {"ensemble": 20, "eta": 1000.0},
     "adroit/pen-cloned": {"ensemble": 20, "eta": 10.0},
     "adroit/pen-expert": {"ensemble": 20, "eta": 1000.0},
@@ -149,7 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imitate-first": FIRST,
     "imitate-first-adroit": FIRST | {"pretrain_steps": 200_000, "offline_steps": 100_000, "cloning": 1.0},
 } | {
-    # By algorithm and task: laid over the algorithm's. N of SAC-N, theirs.
+    # By algorithm and task: laid over the algorithm's.
     f"sac-n/{body}-{quality}": {"ensemble": members}
     for body, sizes in (("hopper", (500, 200, 200)), ("walker2d", (20, 20, 20)))
     for quality, members in zip(("medium", "medium-replay", "medium-expert"), sizes, strict=True)

@@ -290,7 +290,10 @@ def test_phases_and_presets():
 
     hopper = config("--env", "hopper-medium")
     assert (hopper.ensemble, hopper.eta, hopper.layer_norm) == (50, 1.0, False)
-    assert config("--env", "walker2d-medium-expert").eta == 5
+    expert = config("--env", "walker2d-expert")
+    assert (expert.ensemble, expert.eta) == (50, 5.0)
+    mixed = config("--env", "walker2d-medium-expert")
+    assert (mixed.ensemble, mixed.eta) == (10, 5.0)
     assert config("--env", "hopper-medium", "--preset", "imitate-first").ensemble == 50
     sac_n = config("--env", "hopper-medium", "--preset", "sac-n")
     assert (sac_n.ensemble, sac_n.diversity, sac_n.eta) == (500, False, 0.0)
