@@ -8,6 +8,8 @@ run is called by its folder. Printed, and written to benchmarks/results/NAME.{cs
     final score      of every seed at the end of training, never the best on the way; diverged seeds count as they score
     mean, IQM        over all seeds and tasks; the interquartile mean leaves out the lowest and the highest quarter
     95 % interval    of either, by the percentile bootstrap that draws seeds anew within each task (stratified)
+    steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases
+    unrest           standard deviation of a seed's evaluations over the second half of its steps
     drop, online     offline to online: what was lost right after the switch, and the mean over the online phase
 
 IQM and stratified bootstrap are those of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
@@ -82,6 +84,16 @@ class Finished:
         steps = np.array(sorted(points))
         return steps, np.array([points[step] for step in steps]), starts.get("online", 0)
 
+    def steps_to_final(self) -> np.ndarray:
+        """[runs]: steps until an evaluation first reaches 90 % of the run's final score."""
+        steps, scores, _ = self.curve()
+        return steps[(scores >= scores[-1] - 0.1 * np.abs(scores[-1])).argmax(axis=0)]
+
+    def unrest(self) -> np.ndarray:
+        """[runs]: standard deviation of the evaluations over the second half of the steps."""
+        steps, scores, _ = self.curve()
+        return scores[steps > steps[-1] / 2].std(axis=0)
+
 
 def find(folders: Sequence[Path]) -> list[Finished]:
     """The finished runs below the folders, in a sweep's own order. Raises Refused if there are none."""
@@ -124,7 +136,7 @@ def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """One row per task, variant and seed (and point of a grid): its final scores."""
     rows = []
     for run in runs:
-        for final in run.summary["final"]:
+        for final, steps, unrest in zip(run.summary["final"], run.steps_to_final(), run.unrest(), strict=True):
             rows.append({
                 "task": run.task,
                 "variant": run.variant,
@@ -134,6 +146,8 @@ def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
                 "score": final["score"],
                 "return": final["return_mean"],
                 "success": final["success"],
+                "steps_to_90_percent": int(steps),
+                "unrest": float(unrest),
                 "offline": final.get("offline"),
                 "drop": final.get("drop"),
                 "online_mean": final.get("online_mean"),
@@ -148,7 +162,7 @@ def table(runs: Sequence[Finished]) -> str:
     tasks, variants = (list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("task", "variant"))
     switched = any("drop" in run.summary["final"][0] for run in runs)
     head = ["variant", *tasks, *(["mean of all", "IQM of all"] if len(tasks) > 1 else [])]
-    head += ["drop", "online mean"] if switched else []
+    head += ["steps to 90 %", "unrest", *(["drop", "online mean"] if switched else [])]
     lines = [head, ["---"] * len(head)]
     for variant in variants:
         mine = {run.task: run for run in runs if run.variant == variant}
@@ -159,6 +173,8 @@ def table(runs: Sequence[Finished]) -> str:
         if len(tasks) > 1:
             whole = len(mine) == len(tasks)
             cells += [with_interval(strata, f) if whole else "" for f in (mean, interquartile_mean)]
+        cells.append(f"{np.concatenate([run.steps_to_final() for run in mine.values()]).mean():,.0f}")
+        cells.append(f"{np.concatenate([run.unrest() for run in mine.values()]).mean():.2g}")
         if switched:
             for key in ("drop", "online_mean"):
                 values = [f[key] for run in mine.values() for f in run.summary["final"] if key in f]

@@ -152,12 +152,16 @@ def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
     report.main(report.Report((tmp_path,), "test"))
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     head, _, a, b = [[cell.strip() for cell in line] for line in lines]
-    assert head == ["variant", "hopper-medium", "walker2d-medium", "mean of all", "IQM of all", "drop", "online mean"]
+    assert head == [
+        "variant", "hopper-medium", "walker2d-medium", "mean of all", "IQM of all", "steps to 90 %", "unrest", "drop",
+        "online mean",
+    ]  # fmt: skip
     assert a[0] == "a (1 diverged)"
     assert a[1].startswith("40.0 [10.0, 90.0]")  # seeds are drawn with replacement: all alike in 1 of 27 draws
     assert a[3].startswith("30.0 [")
     assert a[4].startswith("22.5 [")  # 0 and 90 cut off: of 0 10 10 20 50 90, one each side; (10 + 10 + 20 + 50) / 4
-    assert b == ["b", "40.0 [40.0, 40.0]", "", "", "", "10.0", "60.0"]
+    # Scores of 20 and 40 in either phase: the final one is first reached at step 20 of 40.
+    assert b == ["b", "40.0 [40.0, 40.0]", "", "", "", "20", "10", "10.0", "60.0"]
     with (tmp_path / "results" / "test.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["task"], r["variant"], r["score"]) for r in rows][:3] == [
@@ -178,6 +182,8 @@ def test_a_curve_puts_phases_one_after_another(tmp_path):
     assert steps.tolist() == [10, 20, 30, 40]
     assert scores.tolist() == [[20, 30], [40, 60], [20, 30], [40, 60]]
     assert switch == 20
+    assert run.steps_to_final().tolist() == [20, 20]
+    assert run.unrest().tolist() == [10, 15]  # of 20 and 40, of 30 and 60
 
 
 def test_the_interval_is_a_stratified_bootstrap():
