@@ -149,8 +149,9 @@ class Runner:
     def stop(self, *_: object) -> None:
         """Ask the running jobs to write their checkpoints and leave; start no other."""
         self.stopping.set()
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
+        with self.lock:
+            for process in self.running:
+                process.send_signal(signal.SIGTERM)
 
     def command(self, job: Job) -> list[str] | None:
         """What is to be run for a job; None if it has finished. Raises Refused if another run lies in its folder."""
@@ -181,7 +182,8 @@ class Runner:
                     process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
                     self.running.add(process)
                 status = process.wait()
-            self.running.discard(process)
+            with self.lock:
+                self.running.discard(process)
         finally:
             self.shares.put(share)
         told = "finished" if status == 0 else f"ended with status {status}, see {log}"
