@@ -7,6 +7,7 @@ used, and empty stand-ins are put in their place.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -189,7 +190,8 @@ def adaptive_bc(checkout: Path, settings: dict) -> Callable[[int], None]:
 def main(peer: str, checkout: str, settings: dict) -> None:
     """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
     peers = {"jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "adaptive-bc": adaptive_bc}
-    run = peers[peer](Path(checkout), settings)
+    with contextlib.redirect_stdout(sys.stderr):  # what they print is not an answer
+        run = peers[peer](Path(checkout), settings)
 
     def seconds() -> float:
         start = time.perf_counter()
