@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.results import FOLDER
+from benchmarks.results import FOLDER, command_of
 from common.runs import write_json
 
 LONG = ("observation_mean", "observation_std", "env_spec")
@@ -26,15 +26,10 @@ def about(run: Path) -> dict[str, Any]:
     config = json.loads((run / "config.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     card = config["dataset"] and {k: v for k, v in config["dataset"].items() if k not in LONG}
-    # A file's folder is this machine's own affair.
-    arguments = [f"d4rl:{Path(a).name}" if a.startswith("d4rl:") else a for a in config["arguments"]]
     if card:
         card["source"] = card["source"].split("/")[-1] if card["source"].startswith("d4rl:") else card["source"]
-    if "--out" in arguments:
-        at = arguments.index("--out")
-        del arguments[at : at + 2]
     return {
-        "command": f"python algorithms/{config['algorithm']}.py " + " ".join(arguments),
+        "command": command_of(config),
         "commit": config["commit"],
         "versions": config["versions"],
         "device": config["device"],

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.stats import trim_mean
 
-from benchmarks.results import FOLDER, publish
+from benchmarks.results import FOLDER, command_of, publish
 from common.errors import Refused
 
 STYLES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (8, 2, 1, 2))]
@@ -231,19 +231,12 @@ def main(report: Report) -> None:
     console.print(note, highlight=False)
     if report.name is None:
         return
-    commands = {}
-    for run in runs:
-        arguments = list(run.config["arguments"])
-        if "--out" in arguments:
-            at = arguments.index("--out")
-            del arguments[at : at + 2]
-        commands[f"{run.task}, {run.variant}"] = f"python algorithms/{run.config['algorithm']}.py {' '.join(arguments)}"
     cards = {run.task: run.config["dataset"] for run in runs if run.config["dataset"]}
     stem = publish(
         report.name,
         rows_of(runs),
         "python -m benchmarks.report " + " ".join(sys.argv[1:]),
-        runs=commands,
+        runs={f"{run.task}, {run.variant}": command_of(run.config) for run in runs},
         commits=sorted({str(run.config["commit"]) for run in runs}),
         datasets={
             task: {key: card[key] for key in ("source", "fingerprint", "transitions")} for task, card in cards.items()

@@ -12,6 +12,18 @@ from common.runs import commit, device, versions, write_json
 FOLDER = Path(__file__).parent / "results"
 
 
+def without_folder(arguments: Sequence[str]) -> list[str]:
+    """A run's arguments but for `--out` and what follows it."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return [*arguments[:at], *arguments[at + 2 :]]
+
+
+def command_of(config: Mapping[str, Any]) -> str:
+    """What repeats a run, from its config.json; its folder, and those of files, are the machine's own affair."""
+    arguments = [f"d4rl:{Path(a).name}" if a.startswith("d4rl:") else a for a in without_folder(config["arguments"])]
+    return f"python algorithms/{config['algorithm']}.py {' '.join(arguments)}"
+
+
 def publish(name: str, rows: Sequence[Mapping[str, Any]], command: str, **more: Any) -> Path:
     """Write benchmarks/results/NAME.csv and NAME.json (command, commit, versions, device, `more`); the stem of both."""
     FOLDER.mkdir(exist_ok=True)

@@ -39,6 +39,7 @@ from queue import Queue
 import tyro
 from rich.console import Console
 
+from benchmarks.results import without_folder
 from common import recipes, tasks
 from common.errors import Refused
 from common.runs import making, write_json
@@ -160,9 +161,7 @@ class Runner:
         if not (out / "config.json").exists():
             return [*program, *job.arguments(), "--out", str(out)]
         config = json.loads((out / "config.json").read_text())
-        found = config["arguments"]
-        at = found.index("--out") if "--out" in found else len(found)
-        if config["algorithm"] != job.algorithm or [*found[:at], *found[at + 2 :]] != job.arguments():
+        if config["algorithm"] != job.algorithm or without_folder(config["arguments"]) != job.arguments():
             raise Refused(f"{out} holds another run than the suite asks for now: move it away to train anew")
         return None if (out / "summary.json").exists() else [*program, "--resume", str(out)]
 

@@ -81,3 +81,12 @@ def adam_first_step(before, gradient, rate):
     return jax.tree.map(
         lambda x, g: np.asarray(x, np.float64) - rate * np.asarray(g) / (np.abs(np.asarray(g)) + 1e-8), before, gradient
     )
+
+
+def assert_only_terminations_stop(agent):
+    """The target of a row sees its next state if the mask is 1, as at a time limit, and not if it is 0."""
+    batch, key = random_batch(5, 2), jax.random.key(0)
+    for mask, moves in ((1.0, True), (0.0, False)):
+        rows = batch.replace(mask=np.full(2, mask, np.float32))
+        elsewhere = rows.replace(next_observation=rows.next_observation + 1)
+        assert (agent.target(rows, key) != agent.target(elsewhere, key)).any() == moves

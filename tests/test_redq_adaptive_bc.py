@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import ROWS, head, parameters, q_values, random_batch, shaken
+from reference import ROWS, assert_only_terminations_stop, head, parameters, q_values, random_batch, shaken
 
 from algorithms.redq_adaptive_bc import PRESETS, Config, REDQAdaptiveBC
 from common import tasks
@@ -142,11 +142,7 @@ def test_twenty_critic_steps_are_ten_of_the_actor():
 
 
 def test_a_time_limit_bootstraps_and_a_termination_does_not():
-    agent, batch, key = make_agent(), random_batch(5, 2), jax.random.key(0)
-    for mask, moves in ((1.0, True), (0.0, False)):
-        rows = batch.replace(mask=np.full(2, mask, np.float32))
-        elsewhere = rows.replace(next_observation=rows.next_observation + 1)
-        assert (agent.target(rows, key) != agent.target(elsewhere, key)).any() == moves
+    assert_only_terminations_stop(make_agent())
 
 
 def test_redq_from_scratch_has_no_data_and_clones_nothing():
