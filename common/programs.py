@@ -65,8 +65,9 @@ class Programs:
     exactly as it is computed alone on as many devices; it is the default on a CPU, where the working set of one run
     should stay in the cache. An accelerator takes all at once.
 
-    Where the runs do not divide evenly over the devices, the last one is computed again to fill the axis: arrays on the
-    devices have `rows` >= `runs` entries, and the methods take and return host arrays of `runs`.
+    Where the runs do not divide evenly over the devices, the axis is filled up: arrays on the devices have `rows` >= `runs`
+    entries, and the methods take and return host arrays of `runs`. At width 1 the entries beyond the runs are zeros that
+    nothing is computed for, so that the last runs have the whole CPU; at larger ones they repeat the last run.
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
@@ -256,8 +257,21 @@ class Programs:
             # Nothing fuses across the borders of a run, so that it rounds the same whatever surrounds it.
             return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
 
+        def unless_filling(argument: tuple) -> Any:
+            needed, arguments = argument
+            nothing = jax.eval_shape(isolated, arguments)
+            return jax.lax.cond(
+                needed,
+                isolated,
+                lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing),
+                arguments,
+            )
+
         def mapped(*arguments: Any) -> Any:
             runs = jax.tree.leaves(arguments)[0].shape[0]
+            if self.width == 1 and self.rows > self.runs:
+                number = jax.lax.axis_index("runs") * runs + jnp.arange(runs)
+                return jax.lax.map(unless_filling, (number < self.runs, arguments))
             if self.width == 1:
                 return jax.lax.map(isolated, arguments)
             if self.width >= runs:
