@@ -8,6 +8,7 @@ int32 n and n observations in float32, for the actions of the policy that would 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import sys
 import time
@@ -53,16 +54,25 @@ def corl(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained
 
 
 def iql(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained:
-    """The authors' IQL with its settings for locomotion; today's JAX and Flax are told two of the old habits."""
+    """The authors' IQL with its settings for locomotion; today's JAX and Flax are told three of the old habits."""
     import flax
     import jax
+
+    jit = jax.jit
+
+    def forgiving(function: Callable, static_argnames: tuple[str, ...] = (), **options: object) -> Callable:
+        """As long ago, names of arguments that there are not do no harm."""
+        known = inspect.signature(function).parameters
+        return jit(function, static_argnames=[name for name in static_argnames if name in known], **options)
 
     jax.tree_multimap = jax.tree.map
     flax.config.update("flax_return_frozendict", True)
     sys.path.insert(0, str(checkout))
     for name in ("tensorboardX", "wrappers"):
         sys.modules[name] = Anything(name)
+    jax.jit = forgiving
     module = load(checkout / "train_offline.py")
+    jax.jit = jit
     from configs import mujoco_config
     from dataset_utils import Dataset
 

@@ -1,13 +1,14 @@
 """Times a peer's own update from a checkout of it: `updates.py PEER CHECKOUT SETTINGS`, run by benchmarks/updates.py.
 
 PEER is jax-corl, unifloral, corl or adaptive-bc. Their functions are called as their training scripts call them, on
-random data. It needs a Python with what their files import, but for d4rl, gym, wandb and pyrallis: of those nothing is
-used, and empty stand-ins are put in their place.
+random data. It needs a Python with what their files import, but for gym, which Gymnasium stands in for, and for d4rl,
+wandb and pyrallis: of those nothing is used, and empty stand-ins are put in their place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import sys
@@ -31,8 +32,9 @@ class Anything(types.ModuleType):
 
 def load(path: Path) -> types.ModuleType:
     """Their file as a module, without its command line and without what it does not need here."""
-    for name in ("d4rl", "gym", "wandb", "pyrallis"):
+    for name in ("d4rl", "wandb", "pyrallis"):
         sys.modules[name] = Anything(name)
+    sys.modules["gym"] = importlib.import_module("gymnasium")
     sys.modules["pyrallis"].wrap = lambda *_: lambda function: function
     sys.argv = [str(path)]
     specification = importlib.util.spec_from_file_location(path.stem, path)
