@@ -1,12 +1,13 @@
 """The benchmark scripts do what they say, at sizes of seconds."""
 
 import ast
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from algorithms import bc
-from benchmarks import lengths, two_ways, updates
+from benchmarks import lengths, official, report, two_ways, updates
 from common import environments, tasks
 from common.errors import Refused
 
@@ -69,3 +70,56 @@ def test_every_line_of_a_file_is_counted_once():
     docstring = ast.get_docstring(ast.parse(source), clean=False)
     assert counted["equations"] == sum(bool(line.strip()) for line in docstring.splitlines()) + 1  # the quotes
     assert min(counted.values()) > 10
+
+
+def small_checkout(folder: Path) -> Path:
+    """What a checkout of the authors' IQL holds, with a learner that goes forward at the number of its updates."""
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "mujoco_config.py").write_text("def get_config(): return {'expectile': 0.7}\n")
+    (folder / "dataset_utils.py").write_text(
+        "class Dataset:\n"
+        "    def __init__(self, observations, actions, rewards, masks, ends, next_observations, size):\n"
+        "        self.observations, self.actions, self.rewards, self.size = observations, actions, rewards, size\n"
+        "        assert abs(actions).max() < 1 and set(masks) <= {0, 1} and ends.sum() > masks.size - masks.sum() - 1\n"
+        "    def sample(self, count): return self.rewards[:count]\n"
+    )
+    (folder / "train_offline.py").write_text(
+        "import functools, types\n"
+        "import jax, numpy as np\n"
+        "@functools.partial(jax.jit, static_argnames=('size', 'gone'))\n"
+        "def zeros(size): return jax.numpy.zeros(size)\n"
+        "def normalize(rows): rows.rewards = rows.rewards * 0 + 2\n"
+        "class Learner:\n"
+        "    def __init__(self, seed, observations, actions, max_steps, expectile):\n"
+        "        self.count, self.size, self.actor = 0, actions.shape[1], types.SimpleNamespace(params=zeros(3))\n"
+        "        assert (max_steps, expectile) == (4, 0.7)\n"
+        "    def update(self, batch):\n"
+        "        self.count += 1\n"
+        "        assert (batch == 2).all()\n"
+        "    def sample_actions(self, observations, temperature):\n"
+        "        print('what a peer prints is not an answer')\n"
+        "        return np.full((len(observations), self.size), 0.1 * self.count)\n"
+    )
+    return folder
+
+
+def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setattr(official, "train_ours", lambda options, name, source, out: None)
+    played = []
+    act = official.Peer.act
+    monkeypatch.setattr(official.Peer, "act", lambda self, *x: (played.append(act(self, *x)), played[-1])[1])
+    options = official.Official(
+        task="pointmaze-umaze", size=500, updates=4, eval_every=2, eval_episodes=2, num_seeds=2,
+        iql=small_checkout(tmp_path / "iql"), runs=tmp_path / "runs",
+    )  # fmt: skip
+    official.main(options)
+    (run,) = report.find([tmp_path / "runs"])
+    assert (run.variant, run.headline, run.finals().shape) == ("IQL, its authors", "score", (2,))
+    steps, scores, switch = run.curve()
+    assert steps.tolist() == [2, 4]
+    assert (scores.shape, switch) == ((2, 2), 0)
+    assert sorted({round(float(x), 1) for actions in played for x in actions.flat}) == [0.2, 0.4]
+    finished = (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns
+    official.main(options)
+    assert (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns == finished
