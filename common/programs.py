@@ -65,9 +65,9 @@ class Programs:
     exactly as it is computed alone on as many devices; it is the default on a CPU, where the working set of one run
     should stay in the cache. An accelerator takes all at once.
 
-    Where the runs do not divide evenly over the devices, the axis is filled up: arrays on the devices have `rows` >= `runs`
-    entries, and the methods take and return host arrays of `runs`. At width 1 the entries beyond the runs are zeros that
-    nothing is computed for, so that the last runs have the whole CPU; at larger ones they repeat the last run.
+    Where the runs do not divide evenly over the devices, the axis is filled up: arrays on the devices have `rows` >=
+    `runs` entries, and the methods take and return host arrays of `runs`. At width 1 the entries beyond the runs are
+    zeros that nothing is computed for, so that the last runs have the whole CPU; else they repeat the last run.
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):

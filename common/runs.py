@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -215,6 +217,20 @@ class RunDirectory:
         if known != FORMAT:
             raise Refused(f"--resume {path}: written in format {known}, this version reads format {FORMAT}")
         return cls(path), config
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep every other process from training here meanwhile. Raises Refused if one already does."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Refused(f"{self.path}: another process is training here; stop it, or wait for it") from error
+            except OSError as error:
+                # Some network file systems have no locks: there, nothing is kept from anyone.
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+            yield
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is over."""

@@ -479,13 +479,13 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         raise Refused(f"--resume {resume}: the prior data have changed since ({card['source']})")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
-    session = Session(request, programs, task, data, prior, directory, console)
-    try:
+    with (
+        directory.claimed(),
+        contextlib.closing(Session(request, programs, task, data, prior, directory, console)) as session,
+    ):
         if resume is not None:
             session.restore()
         return session.train()
-    finally:
-        session.close()
 
 
 def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:

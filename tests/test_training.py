@@ -21,7 +21,7 @@ from algorithms.rlpd import PRESETS, RLPD, Config
 from common import recipes, training
 from common.collection import Collector
 from common.errors import Refused
-from common.runs import Checkpoints
+from common.runs import Checkpoints, RunDirectory
 
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
@@ -276,6 +276,17 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole, tmp_path):
     (out / "metrics.csv").write_text((whole / "metrics.csv").read_text()[:300])  # cut in the middle of a line
     assert serve("--resume", out)[0] == 0
     assert table(out / "metrics.csv") == table(whole / "metrics.csv")
+
+
+def test_two_processes_do_not_train_in_one_folder(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 100, monkeypatch)
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*") if path.name != ".lock")
+    with RunDirectory(out).claimed(), pytest.raises(Refused, match="another process is training here"):
+        serve("--resume", out)
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*") if path.name != ".lock") == before
+    assert serve("--resume", out)[0] == 0
+    assert table(out / "eval.csv") == table(whole / "eval.csv")
 
 
 def test_a_finished_run_is_left_alone(whole):
