@@ -18,6 +18,9 @@ experience together; actions are samples of the policy; no cosine in either phas
 
 Differences from the authors' code: Xavier-uniform kernels instead of orthogonal ones.
 
+Published, on D4RL's -v2 data (CORL's README and its fine-tuning results): hopper-medium 68, halfcheetah-medium 48,
+antmaze-umaze 77, and 97 after a million steps online.
+
     python algorithms/iql.py --env antmaze-umaze
     python algorithms/iql.py --env antmaze-umaze --online-steps 1000000
 """

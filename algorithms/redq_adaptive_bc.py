@@ -28,6 +28,9 @@ proportional term (`--smoothed`).
 Differences. Xavier-uniform kernels. The rows kept are drawn without replacement (the authors draw with), and stay for
 good: the buffer of their code has 250,000 rows, and so overwrites them at the very end.
 
+Published as curves alone; REDQ from scratch, with SAC's actor, returns 3555 on Hopper-v4 after 250,000 steps (ten runs
+in the repository of SimbaV2).
+
     python algorithms/redq_adaptive_bc.py --env hopper-medium-replay
 """
 

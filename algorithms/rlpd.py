@@ -27,6 +27,9 @@ The ablations of the paper and its relatives are flags or presets of this file: 
     --preset droq    two critics with dropout and LayerNorm, twenty gradient steps, no prior data (Hiraoka et al., 2022)
     --preset sacfd   sac, with the replay buffer initialised with the prior data (Vecerik et al., 2017)
 
+Published as curves; read off by eye, as means over tasks: AntMaze 97 % at 300,000 steps, sparse Adroit 70 % at a
+million, locomotion 94 at 250,000.
+
     python algorithms/rlpd.py --env antmaze-large-diverse
 """
 

@@ -31,6 +31,9 @@ Gaussian noise on the actions, cloning with weight `--online-cloning`: 1 is TD3+
 Differences. Xavier-uniform kernels. An episode that a time limit cut does not terminate anything here; in the code of
 "First Imitate" it does. Their LayerNorm has no parameters, their actor a third layer (`--actor-hidden 256 256 256`).
 
+Published, on D4RL's -v2 data: hopper-medium 60, halfcheetah-medium 48, walker2d-medium 83 (final scores, CORL's
+README); hopper-medium 98 with imitation first and LayerNorm (logs of "First Imitate").
+
     python algorithms/td3_bc.py --env hopper-medium
     python algorithms/td3_bc.py --env hopper-medium --preset imitate-first
     python algorithms/td3_bc.py --env hopper-medium --online-steps 250000 --online-cloning 0
