@@ -62,6 +62,41 @@ def test_gradients_of_gradients_exist():
         np.testing.assert_allclose(jax.grad(slope)(action) @ axis, numeric, rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_slopes_and_their_gradients_are_those_of_differentiating_twice(layer_norm):
+    observation, action = (jax.random.normal(jax.random.key(k), (7, size)) for k, size in ((0, 3), (1, 2)))
+    critics = Ensemble.create(
+        Critic((6, 5), layer_norm), jax.random.key(2), observation[0], action[0], members=4
+    )  # fmt: skip
+    params = shaken(critics.params)
+
+    def twice(observation, action, *, params):
+        def one(params):
+            q = jax.vmap(lambda s, a: critics.module.apply(params, s, a))
+            slopes = jax.vmap(jax.grad(lambda a, s: critics.module.apply(params, s, a)))
+            return q(observation, action), slopes(action, observation)
+
+        return jax.vmap(one)(params)
+
+    def loss(function):
+        def of(params, observation, action):
+            q, slopes = function(observation, action, params=params)
+            assert (q.shape, slopes.shape) == ((4, 7), (4, 7, 2))
+            unit = slopes / jnp.linalg.norm(slopes, axis=-1, keepdims=True)
+            return (
+                jnp.square(q - 1).sum() + 3 * jnp.square(unit.sum(axis=0)).sum() + jnp.sin(q[..., None] * slopes).sum()
+            )
+
+        return of
+
+    np.testing.assert_allclose(
+        loss(critics.slopes)(params, observation, action), loss(twice)(params, observation, action), rtol=1e-5
+    )
+    ours, theirs = (jax.grad(loss(f), (0, 1, 2))(params, observation, action) for f in (critics.slopes, twice))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_an_ensemble_is_its_members():
     observation, action = jax.random.normal(jax.random.key(0), (5, 3)), jnp.ones((5, 2))
     ensemble = Ensemble.create(Critic((8, 8), layer_norm=True), jax.random.key(1), observation, action, members=3)
