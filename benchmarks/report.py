@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,12 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
-from scipy.stats import trim_mean
 
 from benchmarks.results import FOLDER, command_of, publish
+from benchmarks.statistics import Statistic, interquartile_mean, interval, mean
 from common.errors import Refused
 
 STYLES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (8, 2, 1, 2))]
-RESAMPLES = 10_000
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""[..., n] to [...]."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +110,6 @@ def find(folders: Sequence[Path]) -> list[Finished]:
     if not found:
         raise Refused(f"no finished run (no summary.json) below {' or '.join(map(str, folders))}")
     return found
-
-
-def mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the last axis."""
-    return scores.mean(axis=-1)
-
-
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis."""
-    return trim_mean(scores, 0.25, axis=-1)
-
-
-def interval(strata: Sequence[np.ndarray], statistic: Statistic, seed: int = 0) -> np.ndarray:
-    """[2]: the 95 % percentile bootstrap interval of a statistic of all scores, drawn anew within each stratum."""
-    rng = np.random.default_rng(seed)
-    drawn = [stratum[rng.integers(0, len(stratum), (RESAMPLES, len(stratum)))] for stratum in strata]
-    return np.percentile(statistic(np.concatenate(drawn, axis=1)), [2.5, 97.5])
 
 
 def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks import report, results, sweep
@@ -184,18 +183,6 @@ def test_a_curve_puts_phases_one_after_another(tmp_path):
     assert switch == 20
     assert run.steps_to_final().tolist() == [20, 20]
     assert run.unrest().tolist() == [10, 15]  # of 20 and 40, of 30 and 60
-
-
-def test_the_interval_is_a_stratified_bootstrap():
-    """Against the exact distribution: two seeds per task, so that each task's mean takes three values."""
-    strata = [np.array([0.0, 2.0]), np.array([10.0, 14.0])]
-    low, high = report.interval(strata, report.mean)
-    # The least mean, (0 + 10) / 2 = 5, has probability 1/16, so has the largest, 8: both lie beyond 2.5 %.
-    assert (low, high) == (5.0, 8.0)
-    normal = np.random.default_rng(0).normal(size=200)
-    low, high = report.interval([normal], report.mean)
-    expected = 1.96 * normal.std() / np.sqrt(200)
-    np.testing.assert_allclose([low, high], normal.mean() + expected * np.array([-1, 1]), atol=0.02)
 
 
 def test_nothing_to_report_is_told_in_one_line(tmp_path):
