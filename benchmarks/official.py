@@ -118,7 +118,8 @@ def train_peer(options: Official, name: str, data: Dataset, file: Path, out: Pat
     Table(out / "eval.csv").keep(sorted(rows, key=lambda row: row["step"]))
     config = {
         "algorithm": SIDES[name][0],
-        "arguments": [],
+        "command": f"python -m benchmarks.official --task {options.task} --size {options.size} "
+        f"--updates {options.updates} --eval-every {options.eval_every} --num-seeds {options.num_seeds} --{name} ...",
         "commit": commit_of(checkout),
         "dataset": cards.card(data, task),
         "run": {"env": options.task, "eval_episodes": options.eval_episodes},

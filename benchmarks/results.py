@@ -20,6 +20,8 @@ def without_folder(arguments: Sequence[str]) -> list[str]:
 
 def command_of(config: Mapping[str, Any]) -> str:
     """What repeats a run, from its config.json; its folder, and those of files, are the machine's own affair."""
+    if "command" in config:
+        return config["command"]
     arguments = [f"d4rl:{Path(a).name}" if a.startswith("d4rl:") else a for a in without_folder(config["arguments"])]
     return f"python algorithms/{config['algorithm']}.py {' '.join(arguments)}"
 

@@ -174,6 +174,28 @@ def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results" / "test.png").stat().st_size > 5000
 
 
+def test_the_page_stands_alone_and_compares_variants(tmp_path):
+    for task, better in (("hopper-medium", [20, 30]), ("walker2d-medium", [30, 40])):
+        fake(tmp_path / task / "a<b>", task, [10, 20])
+        fake(tmp_path / task / "c", task, better)
+    report.main(report.Report((tmp_path,)))
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text.replace("http-equiv", "")
+    assert "a&lt;b&gt;" in text
+    assert "<b>" not in text
+    # On hopper c wins 3 of 4 pairs and ties one, on walker2d it wins all: (7/8 + 1) / 2.
+    assert "94 % [" in text
+    assert "6 % [" in text
+    assert "<code>python algorithms/td3_bc.py --env hopper-medium</code>" in text
+    # A task without a score is not averaged with the others.
+    fake(tmp_path / "own" / "c", "two_ways:TwoWays-v0", [1, 2])
+    summary = tmp_path / "own" / "c" / "summary.json"
+    summary.write_text(summary.read_text().replace('"score": 1,', '"score": null,'))
+    report.main(report.Report((tmp_path,)))
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 1
+
+
 def test_a_curve_puts_phases_one_after_another(tmp_path):
     fake(tmp_path / "b", "hopper-medium", [40, 60], online=True)
     (run,) = report.find([tmp_path])

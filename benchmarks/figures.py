@@ -1,0 +1,102 @@
+"""The pictures of a report, each line told apart by dashes and markers as well as by colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.finished import Finished, names
+from benchmarks.statistics import interquartile_mean, interval, mean, optimality_gap, profile
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+"""Of Okabe and Ito, but for yellow: distinct to the colour-blind."""
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (8, 2, 1, 2))]
+MARKERS = "os^Dv<>Pp"
+
+
+def style(number: int) -> dict[str, Any]:
+    """How the line of the variant of this number looks."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.6,
+    }
+
+
+def curves(runs: Sequence[Finished]) -> Figure:
+    """Mean score against steps, a panel per task; the band spans all seeds, a grey line is the switch to online."""
+    tasks, variants = names(runs)
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.5, 3.2 * rows + 0.4 + 0.2 * len(variants)), layout="constrained")
+    handles = {}
+    for index, task in enumerate(tasks):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for run in (run for run in runs if run.task == task):
+            steps, scores, switch = run.curve()
+            look = style(variants.index(run.variant))
+            handles[run.variant] = axes.plot(steps, scores.mean(1), **look)[0]
+            if scores.shape[1] > 1:
+                axes.fill_between(steps, scores.min(1), scores.max(1), color=look["color"], alpha=0.12, linewidth=0)
+            if switch:
+                axes.axvline(switch, color="0.5", linewidth=0.8)
+        axes.set(title=task, xlabel="steps", ylabel="score, %" if run.headline == "score" else "return")
+        axes.grid(alpha=0.3)
+    legend(figure, handles)
+    return figure
+
+
+def aggregates(strata: dict[str, list[np.ndarray]], variants: Sequence[str]) -> Figure:
+    """Mean, interquartile mean and optimality gap of all tasks together, with their 95 % intervals.
+
+    `strata` are the scores per task of those of the `variants` that have run on all tasks.
+    """
+    statistics = {"mean, %": mean, "interquartile mean, %": interquartile_mean, "optimality gap, %": optimality_gap}
+    figure = Figure(figsize=(12, 0.8 + 0.35 * len(strata)), layout="constrained")
+    first: Axes | None = None
+    for index, (title, statistic) in enumerate(statistics.items()):
+        axes = first = figure.add_subplot(1, len(statistics), index + 1, sharey=first)
+        for place, (variant, tasks) in enumerate(strata.items()):
+            low, high = interval(tasks, statistic)
+            look = style(variants.index(variant))
+            axes.plot([low, high], [place] * 2, color=look["color"], linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot(statistic(np.concatenate(tasks)), place, look["marker"], color=look["color"], markersize=7)
+        axes.set(title=title)
+        axes.grid(alpha=0.3, axis="x")
+        axes.tick_params(labelleft=index == 0)
+    first.set_yticks(range(len(strata)), list(strata))
+    first.invert_yaxis()
+    return figure
+
+
+def profiles(strata: dict[str, list[np.ndarray]], variants: Sequence[str]) -> Figure:
+    """The share of all runs that score above a threshold, with its 95 % band; arguments as of `aggregates`."""
+    scores = np.concatenate([task for tasks in strata.values() for task in tasks])
+    thresholds = np.linspace(min(0.0, scores.min()), scores.max(), 101)
+    figure = Figure(figsize=(7, 3.6 + 0.2 * len(strata)), layout="constrained")
+    axes = figure.add_subplot()
+    handles = {}
+    for variant, tasks in strata.items():
+        shares, (low, high) = profile(tasks, thresholds)
+        number = variants.index(variant)
+        look = style(number) | {"markevery": (number % 12, 12)}
+        handles[variant] = axes.plot(thresholds, shares, **look)[0]
+        axes.fill_between(thresholds, low, high, color=look["color"], alpha=0.1, linewidth=0)
+    axes.set(xlabel="score, %", ylabel="share of runs above it", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    legend(figure, handles)
+    return figure
+
+
+def legend(figure: Figure, handles: dict[str, Any]) -> None:
+    """One for all panels, below them."""
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize="small",
+        handlelength=4,
+    )  # fmt: skip
