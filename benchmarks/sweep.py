@@ -22,6 +22,9 @@ to a file beside its run directory. Status 1 if a job failed; `python -m benchma
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import re
@@ -40,7 +43,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.results import without_folder
-from common import recipes, tasks
+from common import commandline, recipes, tasks
 from common.errors import Refused
 from common.runs import making, write_json
 
@@ -77,6 +80,18 @@ class Job:
     def folder(self) -> Path:
         """Where its run lies, below the suite's folder."""
         return Path(self.task) / re.sub(r"[^\w.+]+", "-", self.variant).strip("-")
+
+    def check(self) -> None:
+        """Refuse a job whose command line its algorithm would refuse, before any other has trained for hours."""
+        module = importlib.import_module(f"algorithms.{self.algorithm}")
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                commandline.parse(self.arguments(), self.algorithm, "", module.Config, module.PRESETS)
+        except (Refused, SystemExit) as error:
+            boxed = re.sub(r"[^ -~]+", " ", said.getvalue())
+            reason = str(error) if isinstance(error, Refused) else " ".join(boxed.split())
+            raise Refused(f"variant {self.variant!r} on {self.task}: {reason}") from error
 
     def arguments(self) -> list[str]:
         """Its command line, without `--out`; the data must have been made."""
@@ -209,6 +224,8 @@ def main(sweep: Sweep) -> int:
     console = Console()
     suite = Suite.read(sweep.suite, sweep.num_seeds)
     runner = Runner(sweep, suite, console)
+    for job in suite.jobs:
+        job.check()
     open_jobs = [job for job in suite.jobs if runner.command(job)]
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
     for job in {job.task: job for job in open_jobs if job.size is not None and job.task in recipes.names()}.values():

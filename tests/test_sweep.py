@@ -103,9 +103,26 @@ def test_a_suite_that_makes_no_sense_is_refused(tmp_path, text, told):
         sweep.Suite.read(written(tmp_path, text))
 
 
-def test_shipped_suites_can_be_read():
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("--policy gaussian", "--polcy gaussian", "--polcy"),
+        ("td3_bc --actor", "td3_bc --td-share 0.5 --actor", "--mixed"),
+    ],
+)
+def test_a_command_line_that_would_be_refused_is_refused_before_the_first_job(tmp_path, old, new, told):
+    asked = sweep.Sweep(written(tmp_path, SUITE.replace(old, new)), runs=tmp_path / "runs")
+    with pytest.raises(Refused, match=told) as refusal:
+        sweep.main(asked)
+    assert "on pointmaze-umaze" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shipped_suites_can_be_run():
     for path in sweep.SUITES.glob("*.toml"):
-        assert sweep.Suite.read(path.stem).jobs
+        for job in sweep.Suite.read(path.stem).jobs:
+            job.check()
     with pytest.raises(Refused, match="there are"):
         sweep.Suite.read("nonsense")
 
