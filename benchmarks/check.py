@@ -68,7 +68,7 @@ def prediction(scores: np.ndarray, count: int, chance: float, least: float) -> t
 def compare(
     recorded: Mapping[tuple[str, str], np.ndarray], fingerprints: Mapping[str, str], runs: Sequence[Finished]
 ) -> list[Verdict]:
-    """A verdict on every new run; `recorded` are scores by task and variant, `fingerprints` are those of tasks' data."""
+    """A verdict on every new run; `recorded`: scores by task and variant; `fingerprints`: of the tasks' data."""
     comparable = [run for run in runs if len(recorded.get((run.task, run.variant), ())) > 1]
     verdicts = []
     for run in runs:
