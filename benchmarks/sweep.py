@@ -1,6 +1,7 @@
 """Train every variant of a suite on every task: one command, which does only what is missing.
 
     python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N]
+    python -m benchmarks.sweep SUITE --launcher slurm --sbatch=--gpus=1 > suite.sh && sbatch suite.sh
 
 A suite is a file in benchmarks/suites (or a path to one):
 
@@ -18,6 +19,9 @@ A suite is a file in benchmarks/suites (or a path to one):
 A job is one variant on one task, with its seeds as one command; `--jobs` of them run side by side, each on cores of its
 own. Interrupted, the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes
 to a file beside its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
+
+`--launcher slurm` makes the data and prints a script that is an array of the open jobs, each with the resources of one
+`--sbatch`; a job that is preempted, or warned of its time limit, writes a checkpoint, and goes on where it is requeued.
 """
 
 from __future__ import annotations
@@ -34,16 +38,18 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
+from typing import Literal
 
 import tyro
 from rich.console import Console
 
 from benchmarks.results import without_folder
-from common import commandline, recipes, tasks
+from common import commandline, datasets, recipes, tasks
 from common.errors import Refused
 from common.runs import making, write_json
 
@@ -63,6 +69,12 @@ class Sweep:
     """Where the run directories lie: RUNS/SUITE/TASK/VARIANT."""
     num_seeds: int | None = None
     """Seeds of every run, instead of the suite's."""
+    only: int | None = None
+    """Run the job of this number alone; the suite's jobs are counted from 0."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Run the jobs here, or print a script for Slurm."""
+    sbatch: tuple[str, ...] = ()
+    """Lines of the script's `#SBATCH` head, such as --gpus=1, --cpus-per-task=8 or --time=24:00:00."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +93,27 @@ class Job:
         """Where its run lies, below the suite's folder."""
         return Path(self.task) / re.sub(r"[^\w.+]+", "-", self.variant).strip("-")
 
-    def check(self) -> None:
-        """Refuse a job whose command line its algorithm would refuse, before any other has trained for hours."""
+    def check(self) -> commandline.Request:
+        """What its command line asks for. Raises Refused if it is wrong, before any other job has trained for hours."""
         module = importlib.import_module(f"algorithms.{self.algorithm}")
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                commandline.parse(self.arguments(), self.algorithm, "", module.Config, module.PRESETS)
+                return commandline.parse(self.arguments(), self.algorithm, "", module.Config, module.PRESETS)
         except (Refused, SystemExit) as error:
             boxed = re.sub(r"[^ -~]+", " ", said.getvalue())
             reason = str(error) if isinstance(error, Refused) else " ".join(boxed.split())
             raise Refused(f"variant {self.variant!r} on {self.task}: {reason}") from error
+
+    def recipe(self) -> tuple[str, int | None] | None:
+        """Name and size of the recipe whose data it learns from, if it does."""
+        request = self.check()
+        if not request.config.uses_prior_data or self.task not in recipes.names():
+            return None
+        if self.size is not None:
+            return self.task, self.size
+        source = request.run.dataset or datasets.default_source(tasks.find(self.task))
+        return (self.task, None) if source.startswith("recipe:") else None
 
     def arguments(self) -> list[str]:
         """Its command line, without `--out`; the data must have been made."""
@@ -153,6 +175,7 @@ class Runner:
 
     def __init__(self, sweep: Sweep, suite: Suite, console: Console):
         self.folder, self.suite, self.console = sweep.runs / suite.name, suite, console
+        self.chosen = suite.jobs if sweep.only is None else [suite.jobs[sweep.only]]
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(suite.jobs))
         self.shares: Queue[set[int]] = Queue()
@@ -204,34 +227,71 @@ class Runner:
         self.console.print(f"{job.task}, {job.variant}: {told}", highlight=False)
         return status
 
-    def all(self) -> bool:
-        """Every job of the suite; whether all have finished."""
+    def describe(self) -> None:
+        """Write which folder is which job, for reports."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        described = [{"folder": str(j.folder), "task": j.task, "variant": j.variant} for j in self.suite.jobs]
-        write_json(self.folder / "suite.json", {"suite": self.suite.name, "jobs": described})
+        jobs = [{"folder": str(j.folder), "task": j.task, "variant": j.variant} for j in self.suite.jobs]
+        path, described = self.folder / "suite.json", {"suite": self.suite.name, "jobs": jobs}
+        # The jobs of an array, all at once, have nothing to write.
+        if not path.exists() or json.loads(path.read_text()) != described:
+            write_json(path, described)
+
+    def all(self) -> bool:
+        """Every job chosen; whether all have finished."""
+        self.describe()
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
-                list(pool.map(self.run, self.suite.jobs))
+                list(pool.map(self.run, self.chosen))
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return all((self.folder / j.folder / "summary.json").exists() for j in self.suite.jobs)
+        return all((self.folder / j.folder / "summary.json").exists() for j in self.chosen)
 
 
 def main(sweep: Sweep) -> int:
     """Make the data, then run what is missing; the exit status."""
-    console = Console()
+    console = Console(stderr=sweep.launcher == "slurm")
     suite = Suite.read(sweep.suite, sweep.num_seeds)
+    if sweep.only is not None and not 0 <= sweep.only < len(suite.jobs):
+        raise Refused(f"--only {sweep.only}: {suite.name} has the jobs 0 to {len(suite.jobs) - 1}")
     runner = Runner(sweep, suite, console)
     for job in suite.jobs:
         job.check()
-    open_jobs = [job for job in suite.jobs if runner.command(job)]
+    open_jobs = [job for job in runner.chosen if runner.command(job)]
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
-    for job in {job.task: job for job in open_jobs if job.size is not None and job.task in recipes.names()}.values():
+    # Here, once, rather than by every job that needs them.
+    for name, size in dict.fromkeys(recipe for job in open_jobs if (recipe := job.recipe())):
         with making(console) as progress:
-            recipes.make(job.task, job.size, progress=progress)
+            recipes.make(name, size, progress=progress)
+    if sweep.launcher == "slurm":
+        if not open_jobs:
+            return 0
+        runner.describe()
+        print(script(sweep, suite.name, [suite.jobs.index(job) for job in open_jobs]), end="")
+        return 0
     return 0 if runner.all() else 1
+
+
+def script(sweep: Sweep, name: str, numbers: Sequence[int]) -> str:
+    """A Slurm array of the jobs of these numbers."""
+    # In full, since Slurm runs it from a copy elsewhere.
+    suite = str(Path(sweep.suite).absolute()) if sweep.suite.endswith(".toml") else sweep.suite
+    folder = sweep.runs.absolute()
+    command = [sys.executable, "-m", "benchmarks.sweep", suite, "--runs", str(folder), "--jobs", "1"]
+    if sweep.num_seeds is not None:
+        command += ["--num-seeds", str(sweep.num_seeds)]
+    head = [
+        f"--job-name={name}",
+        f"--array={','.join(map(str, numbers))}",
+        f"--output={folder / name}/slurm-%a.log",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:TERM@120",
+        *sweep.sbatch,
+    ]
+    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in head), f"cd {shlex.quote(str(ROOT))}"]
+    return "\n".join([*lines, f'exec {shlex.join(command)} --only "$SLURM_ARRAY_TASK_ID"', ""])
 
 
 if __name__ == "__main__":

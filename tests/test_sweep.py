@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, results, sweep
-from common import recipes
+from common import datasets, recipes
 from common.errors import Refused
 from common.runs import RunDirectory
 
@@ -61,6 +61,35 @@ def test_a_sweep_does_what_is_missing(tmp_path, monkeypatch, capsys):
     assert [(run.task, run.variant) for run in found] == [
         ("pointmaze-umaze", "TD3+BC"), ("pointmaze-umaze", "cloning"),
     ]  # fmt: skip
+
+
+def test_a_slurm_script_runs_each_open_job_once(tmp_path, monkeypatch, capsys):
+    """The script is run as Slurm would, once for each number of its array."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    suite = written(tmp_path, SUITE)
+    monkeypatch.chdir(tmp_path)
+    asked = sweep.Sweep("tiny.toml", runs=Path("runs"), launcher="slurm", sbatch=("--gpus=1", "--time=1:00:00"))
+    assert sweep.main(asked) == 0
+    text = capsys.readouterr().out
+    assert (tmp_path / "data" / recipes.dataset_id("pointmaze-umaze", 500)).is_dir()
+    head = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert {"--array=0,1", "--requeue", "--gpus=1", "--time=1:00:00"} < set(head)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "suite.sh").write_text(text)
+    command, folder = ["bash", "suite.sh"], tmp_path / "runs" / "tiny" / "pointmaze-umaze"
+    environment = os.environ | {"SLURM_ARRAY_TASK_ID": "1"}
+    subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, check=True, capture_output=True)
+    assert (folder / "cloning" / "summary.json").exists()
+    assert not (folder / "TD3+BC").exists()
+    # What has finished is not in the next script.
+    assert sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", launcher="slurm")) == 0
+    assert "--array=0\n" in capsys.readouterr().out
+    subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment | {"SLURM_ARRAY_TASK_ID": "0"}, check=True)
+    capsys.readouterr()
+    assert sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", launcher="slurm")) == 0
+    assert capsys.readouterr().out == ""
+    with pytest.raises(Refused, match="--only 2: tiny has the jobs 0 to 1"):
+        sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", only=2))
 
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
@@ -117,6 +146,18 @@ def test_a_command_line_that_would_be_refused_is_refused_before_the_first_job(tm
     assert "on pointmaze-umaze" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "answers", lambda host: False)
+    text = SUITE.replace("size = 500", "").replace('["pointmaze-umaze"]', '["pointmaze-umaze", "Hopper-v5"]')
+    jobs = sweep.Suite.read(written(tmp_path, text)).jobs
+    assert [job.recipe() for job in jobs] == [("pointmaze-umaze", None)] * 2 + [None] * 2
+    text = SUITE.replace('"bc --policy gaussian"', '"redq_adaptive_bc --preset redq-scratch"')
+    text = text.replace("--offline-steps 20 ", "")
+    assert [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs] == [("pointmaze-umaze", 500), None]
+    text = SUITE.replace("size = 500", "").replace("bc --policy", "bc --dataset d4rl:own.hdf5 --policy")
+    assert [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs] == [("pointmaze-umaze", None), None]
 
 
 def test_shipped_suites_can_be_run():
