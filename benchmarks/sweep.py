@@ -1,6 +1,7 @@
 """Train every variant of a suite on every task: one command, which does only what is missing.
 
     python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N]
+    python -m benchmarks.sweep SUITE --launcher ray [--ray-address auto] [--job-cpus 1] [--job-gpus 0.25]
     python -m benchmarks.sweep SUITE --launcher slurm --sbatch=--gpus=1 > suite.sh && sbatch suite.sh
 
 A suite is a file in benchmarks/suites (or a path to one):
@@ -20,8 +21,10 @@ A job is one variant on one task, with its seeds as one command; `--jobs` of the
 own. Interrupted, the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes
 to a file beside its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
 
-`--launcher slurm` makes the data and prints a script that is an array of the open jobs, each with the resources of one
-`--sbatch`; a job that is preempted, or warned of its time limit, writes a checkpoint, and goes on where it is requeued.
+`--launcher ray` places the open jobs on a Ray cluster whose machines share the folders of runs and data; a job whose
+worker dies is tried again and goes on from its checkpoint. `--launcher slurm` makes the data and prints a script that
+is an array of the open jobs, each with the resources of one `--sbatch`; a job that is preempted, or warned of its time
+limit, writes a checkpoint, and goes on where it is requeued.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from benchmarks import cluster
 from benchmarks.results import without_folder
 from common import commandline, datasets, recipes, tasks
 from common.errors import Refused
@@ -71,8 +75,16 @@ class Sweep:
     """Seeds of every run, instead of the suite's."""
     only: int | None = None
     """Run the job of this number alone; the suite's jobs are counted from 0."""
-    launcher: Literal["local", "slurm"] = "local"
-    """Run the jobs here, or print a script for Slurm."""
+    launcher: Literal["local", "ray", "slurm"] = "local"
+    """Run the jobs here, or on a Ray cluster, or print a script for Slurm."""
+    ray_address: str | None = None
+    """Of a running cluster: auto, or host:port; without it, Ray is started on this machine."""
+    job_cpus: float = 1
+    """Cores that Ray keeps for each job."""
+    job_gpus: float = 0
+    """GPUs that Ray keeps for each job; with 0.25, four jobs share one."""
+    retries: int = 3
+    """How often Ray tries a job again whose worker has died."""
     sbatch: tuple[str, ...] = ()
     """Lines of the script's `#SBATCH` head, such as --gpus=1, --cpus-per-task=8 or --time=24:00:00."""
 
@@ -223,9 +235,14 @@ class Runner:
                 self.running.discard(process)
         finally:
             self.shares.put(share)
-        told = "finished" if status == 0 else f"ended with status {status}, see {log}"
-        self.console.print(f"{job.task}, {job.variant}: {told}", highlight=False)
+        self.tell(job, status)
         return status
+
+    def tell(self, job: Job, ended: int | str) -> None:
+        """One line on how a job ended: its status, or in words."""
+        how = f"ended with status {ended}" if isinstance(ended, int) else ended
+        how = "finished" if ended == 0 else f"{how}, see {self.folder / job.folder}.log"
+        self.console.print(f"{job.task}, {job.variant}: {how}", highlight=False, soft_wrap=True)
 
     def describe(self) -> None:
         """Write which folder is which job, for reports."""
@@ -235,6 +252,22 @@ class Runner:
         # The jobs of an array, all at once, have nothing to write.
         if not path.exists() or json.loads(path.read_text()) != described:
             write_json(path, described)
+
+    def on_ray(self, sweep: Sweep, jobs: Sequence[Job]) -> bool:
+        """These jobs on a Ray cluster; whether all chosen ones have finished."""
+        self.describe()
+
+        def told(number: int, ended: int | str) -> None:
+            self.tell(jobs[number], ended)
+
+        resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)
+        asked = [(job.algorithm, job.arguments(), self.folder / job.folder) for job in jobs]
+        cluster.run(resources, asked, told)
+        return self.finished()
+
+    def finished(self) -> bool:
+        """Whether all chosen jobs have finished."""
+        return all((self.folder / job.folder / "summary.json").exists() for job in self.chosen)
 
     def all(self) -> bool:
         """Every job chosen; whether all have finished."""
@@ -246,7 +279,7 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return all((self.folder / j.folder / "summary.json").exists() for j in self.chosen)
+        return self.finished()
 
 
 def main(sweep: Sweep) -> int:
@@ -270,6 +303,8 @@ def main(sweep: Sweep) -> int:
         runner.describe()
         print(script(sweep, suite.name, [suite.jobs.index(job) for job in open_jobs]), end="")
         return 0
+    if sweep.launcher == "ray":
+        return 0 if runner.on_ray(sweep, open_jobs) else 1
     return 0 if runner.all() else 1
 
 

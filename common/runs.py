@@ -221,7 +221,11 @@ class RunDirectory:
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep every other process from training here meanwhile. Raises Refused if one already does."""
-        with (self.path / ".lock").open("w") as lock:
+        try:
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise Refused(f"{self.path}: cannot be written ({error.strerror}); run as its owner, or copy it") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

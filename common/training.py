@@ -263,7 +263,9 @@ class Session:
             "peak_memory_bytes": peak_memory(),
             "environment_horizon": self.horizon,
         }
-        self.directory.draw_curve(f"{self.task.name}, {len(self.seeds)} runs", self.headline, self.phases)
+        count = len(self.seeds)
+        title = f"{self.task.name}, {count} run{'s' * (count > 1)}"
+        self.directory.draw_curve(title, self.headline, self.phases)
         self.directory.finish(summary)
         return summary
 

@@ -289,6 +289,14 @@ def test_two_processes_do_not_train_in_one_folder(whole, tmp_path, monkeypatch):
     assert table(out / "eval.csv") == table(whole / "eval.csv")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("summary.json", ".lock"))
+    (out / ".lock").mkdir()
+    with pytest.raises(Refused, match="cannot be written"):
+        serve("--resume", out)
+
+
 def test_a_finished_run_is_left_alone(whole):
     before = (whole / "summary.json").read_bytes()
     status, said = serve("--resume", whole)

@@ -1,0 +1,136 @@
+"""The jobs of a sweep on a Ray cluster: benchmarks/sweep.py with `--launcher ray`.
+
+Every machine has this package installed and sees the folders of runs and data under the same paths. Ray places the jobs
+by the cores and GPUs they ask for; a job whose worker or machine dies is tried again, elsewhere if need be, and goes on
+from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import algorithms
+from common.errors import Refused
+
+PASSED_ON = ("MINARI_", "JAX_", "XLA_", "MUJOCO_", "WANDB_")
+"""Beginnings of the names of the environment's variables that hold for a sweep's jobs on whatever machine."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray is told."""
+
+    address: str | None
+    """Of a running cluster, as `ray.init` takes it; None starts one on this machine."""
+    cpus: float
+    """Cores of each job."""
+    gpus: float
+    """GPUs of each job; a fraction shares one."""
+    retries: int
+    """How often a job is tried again whose worker has died."""
+
+
+def run(
+    resources: Resources,
+    jobs: Sequence[tuple[str, Sequence[str], Path]],
+    told: Callable[[int, int | str], None],
+) -> None:
+    """Train jobs, each an algorithm, its arguments, and its run directory.
+
+    `told` is called with a job's number and how it ended: its status, or in words if Ray gave it up. SIGTERM and SIGINT
+    ask the running jobs to write their checkpoints, and start no other.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise Refused("--launcher ray: Ray is not installed; pip install 'headstart-rl[ray]'")
+    import ray
+
+    alone = {"include_dashboard": False} if resources.address is None else {}
+    try:
+        reach(resources.address)
+        ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR", **alone)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refused(f"--ray-address {resources.address}: {reason}; start a cluster there with `ray start`") from error
+    try:
+        task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(train)
+        passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        numbers = {
+            task.remote(name, list(flags), str(out.absolute()), os.getcwd(), passed_on): number
+            for number, (name, flags, out) in enumerate(jobs)
+        }
+        waiting = list(numbers)
+        with stopping(lambda: [ray.cancel(job) for job in waiting]):
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=1.0)
+                for job in ready:
+                    try:
+                        told(numbers[job], ray.get(job))
+                    except ray.exceptions.RayError as error:
+                        told(numbers[job], str(error).splitlines()[0])
+    finally:
+        ray.shutdown()
+
+
+def reach(address: str | None) -> None:
+    """Raise OSError or ValueError if nothing listens at host:port, which Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def train(algorithm: str, arguments: list[str], folder: str, here: str, variables: dict[str, str]) -> int:
+    """On a machine of the cluster: the status of a job, run in `here` with these environment variables.
+
+    What is in its folder is gone on with.
+    """
+    out = Path(folder)
+    if (out / "summary.json").exists():
+        return 0
+    asked = ["--resume", folder] if (out / "config.json").exists() else [*arguments, "--out", folder]
+    program = Path(algorithms.__file__).parent / f"{algorithm}.py"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A shell that starts a sweep with "&" has it ignored, down to here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with out.with_name(f"{out.name}.log").open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(program), *asked],
+            cwd=here, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
+        )  # fmt: skip
+        try:
+            # By and by, since an interrupt that Ray only simulates does not end a wait.
+            while process.poll() is None:
+                time.sleep(0.1)
+        except KeyboardInterrupt:  # how Ray cancels
+            process.terminate()
+        return process.wait()
+
+
+def die_with_parent() -> None:
+    """A job does not outlive its worker, which Ray would start again beside it."""
+    if sys.platform == "linux":
+        die = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(die, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+@contextlib.contextmanager
+def stopping(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGINT."""
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
