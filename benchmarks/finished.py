@@ -16,7 +16,7 @@ from common.errors import Refused
 
 @dataclass(frozen=True)
 class Finished:
-    """One finished run directory: a variant on a task, with all its seeds."""
+    """A variant on a task with all its seeds: a finished run directory, or one point of its grid."""
 
     task: str
     variant: str
@@ -72,9 +72,26 @@ def find(folders: Sequence[Path]) -> list[Finished]:
             task, variant = named.get(path, (config["run"]["env"], path.name))
             with (path / "eval.csv").open() as file:
                 rows = list(csv.DictReader(file))
-            found.append(Finished(task, variant, config, json.loads((path / "summary.json").read_text()), rows))
+            found += points(Finished(task, variant, config, json.loads((path / "summary.json").read_text()), rows))
     if not found:
         raise Refused(f"no finished run (no summary.json) below {' or '.join(map(str, folders))}")
+    return found
+
+
+def points(run: Finished) -> list[Finished]:
+    """The points of a run's grid, each a variant of its own, named after what it differs in."""
+    finals: dict[str, list[dict[str, Any]]] = {}
+    for final in run.summary["final"]:
+        finals.setdefault(final["point"] or "", []).append(final)
+    if len(finals) == 1:
+        return [run]
+    found = []
+    for point, mine in finals.items():
+        numbers = {str(final["run"]) for final in mine}
+        diverged = {k: v for k, v in run.summary["diverged_at_step"].items() if k in numbers}
+        summary = run.summary | {"final": mine, "diverged_at_step": diverged}
+        rows = [row for row in run.evaluations if row["run"] in numbers]
+        found.append(Finished(run.task, f"{run.variant}, {point}", run.config, summary, rows))
     return found
 
 

@@ -91,16 +91,20 @@ def improvements(strata: dict[str, list]) -> Cells:
 def costs(runs: Sequence[Finished]) -> Cells:
     """What every command has taken, and on what."""
     lines = [["task", "variant", "runs", "device", "learning", "evaluation", "steps/s of all runs", "most memory"]]
+    commands: dict[tuple[str, str], list[Finished]] = {}
     for run in runs:
+        commands.setdefault((run.task, command_of(run.config)), []).append(run)
+    for run, *others in commands.values():
         summary, device = run.summary, run.config.get("device", {})
-        count = len(summary["final"])
+        count = sum(len(point.summary["final"]) for point in (run, *others))
+        variant = f"{run.variant} and {len(others)} more of its grid" if others else run.variant
         kind = (
             f"{device.get('kind', '')}, {device['cores']} core{'s' * (device['cores'] > 1)}"
             if "cores" in device
             else ""
         )
         lines.append([
-            run.task, run.variant, str(count), kind,
+            run.task, variant, str(count), kind,
             minutes(summary.get("learning_seconds")), minutes(summary.get("evaluation_seconds")),
             f"{count * summary['steps_per_second']:.4g}",
             f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB" if "peak_memory_bytes" in summary else "",

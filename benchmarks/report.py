@@ -3,9 +3,9 @@
     python -m benchmarks.report RUNS ... [--name NAME]
 
 RUNS are folders with finished runs somewhere below them; a sweep's folder says which variant each run is, elsewhere a
-run is called by its folder. The table is printed; report.html in the first folder holds it with learning curves,
-performance profiles, probabilities of improvement, costs and commands; with `--name`, table, rows and curves are
-written to benchmarks/results/NAME.{csv,md,json,png}:
+run is called by its folder; every point of a grid is a variant of its own. The table is printed; report.html in the
+first folder holds it with learning curves, performance profiles, probabilities of improvement, costs and commands; with
+`--name`, table, rows and curves are written to benchmarks/results/NAME.{csv,md,json,png}:
 
     final score      of every seed at the end of training, never the best on the way; diverged seeds count as they score
     mean, IQM        over all seeds and tasks; the interquartile mean leaves out the lowest and the highest quarter
@@ -19,7 +19,6 @@ The statistics are those of benchmarks/statistics.py.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ class Report:
 
 
 def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
-    """One row per task, variant and seed (and point of a grid): its final scores."""
+    """One row per task, variant and seed: its final scores."""
     rows = []
     for run in runs:
         for final, steps, unrest in zip(run.summary["final"], run.steps_to_final(), run.unrest(), strict=True):
@@ -58,7 +57,6 @@ def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
                 "variant": run.variant,
                 "algorithm": run.config["algorithm"],
                 "seed": final["seed"],
-                "point": json.dumps(final["point"]) if final["point"] else "",
                 "score": final["score"],
                 "return": final["return_mean"],
                 "success": final["success"],

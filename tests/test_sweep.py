@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, results, sweep
+from benchmarks.page import costs
 from common import datasets, recipes
 from common.errors import Refused
 from common.runs import RunDirectory
@@ -263,6 +264,20 @@ def test_a_curve_puts_phases_one_after_another(tmp_path):
     assert switch == 20
     assert run.steps_to_final().tolist() == [20, 20]
     assert run.unrest().tolist() == [10, 15]  # of 20 and 40, of 30 and 60
+
+
+def test_every_point_of_a_grid_is_a_variant_of_its_own(tmp_path):
+    fake(tmp_path / "a", "hopper-medium", [10, 20, 70, 90], diverged={"3": 5})
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    for final in summary["final"]:
+        final |= {"seed": final["run"] % 2, "point": "alpha=0" if final["run"] < 2 else "alpha=1"}
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    low, high = report.find([tmp_path])
+    assert [run.variant for run in (low, high)] == ["a, alpha=0", "a, alpha=1"]
+    assert [run.finals().tolist() for run in (low, high)] == [[10, 20], [70, 90]]
+    assert high.curve()[1].tolist() == [[35, 45], [70, 90]]
+    assert [[row["diverged"] for row in report.rows_of([run])] for run in (low, high)] == [[False] * 2, [False, True]]
+    assert [line[1:3] for line in costs([low, high])[1:]] == [["a, alpha=0 and 1 more of its grid", "4"]]
 
 
 def test_nothing_to_report_is_told_in_one_line(tmp_path):
