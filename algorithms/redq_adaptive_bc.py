@@ -220,6 +220,8 @@ class REDQAdaptiveBC(struct.PyTreeNode):
         step = c.k_p * (rising - c.target_return) + c.k_d * jnp.maximum(0.0, last - episode_return)
         if not c.once_per_episode:
             step *= length
+        # A task without a scale of returns can be learned from scratch; its returns are NaN.
+        step = jnp.where(jnp.isnan(episode_return), 0.0, step)
         return self.replace(
             alpha=(self.alpha + step).clip(0.0, c.alpha_offline),
             last_return=last + c.last_return_rate * (episode_return - last),

@@ -1,6 +1,6 @@
 """Train every variant of a suite on every task: one command, which does only what is missing.
 
-    python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N]
+    python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N] [--seed N]
     python -m benchmarks.sweep SUITE --launcher ray [--ray-address auto] [--job-cpus 1] [--job-gpus 0.25]
     python -m benchmarks.sweep SUITE --launcher slurm --sbatch=--gpus=1 > suite.sh && sbatch suite.sh
 
@@ -73,6 +73,8 @@ class Sweep:
     """Where the run directories lie: RUNS/SUITE/TASK/VARIANT."""
     num_seeds: int | None = None
     """Seeds of every run, instead of the suite's."""
+    seed: int = 0
+    """The first of them."""
     only: int | None = None
     """Run the job of this number alone; the suite's jobs are counted from 0."""
     launcher: Literal["local", "ray", "slurm"] = "local"
@@ -143,8 +145,8 @@ class Suite:
     jobs: list[Job] = field(default_factory=list)
 
     @classmethod
-    def read(cls, name: str, num_seeds: int | None = None) -> Suite:
-        """The suite of this name or path. Raises Refused, naming what is wrong with the file."""
+    def read(cls, name: str, num_seeds: int | None = None, seed: int = 0) -> Suite:
+        """The suite of this name or path, from this seed on. Raises Refused, naming what is wrong with the file."""
         path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in SUITES.glob("*.toml")))
@@ -164,6 +166,7 @@ class Suite:
                     if not (ROOT / "algorithms" / f"{algorithm}.py").is_file():
                         raise Refused(f"{path}: variant {variant!r}: there is no algorithms/{algorithm}.py")
                     flags = (*shlex.split(content.get("flags", "")), *shlex.split(part.get("flags", "")), *own)
+                    flags += ("--seed", str(seed)) if seed else ()
                     seeds = num_seeds or content.get("num_seeds", 1)
                     suite.jobs.append(Job(task, variant, algorithm, flags, seeds, content.get("size")))
         folders = [job.folder for job in suite.jobs]
@@ -285,7 +288,7 @@ class Runner:
 def main(sweep: Sweep) -> int:
     """Make the data, then run what is missing; the exit status."""
     console = Console(stderr=sweep.launcher == "slurm")
-    suite = Suite.read(sweep.suite, sweep.num_seeds)
+    suite = Suite.read(sweep.suite, sweep.num_seeds, sweep.seed)
     if sweep.only is not None and not 0 <= sweep.only < len(suite.jobs):
         raise Refused(f"--only {sweep.only}: {suite.name} has the jobs 0 to {len(suite.jobs) - 1}")
     runner = Runner(sweep, suite, console)
@@ -316,6 +319,8 @@ def script(sweep: Sweep, name: str, numbers: Sequence[int]) -> str:
     command = [sys.executable, "-m", "benchmarks.sweep", suite, "--runs", str(folder), "--jobs", "1"]
     if sweep.num_seeds is not None:
         command += ["--num-seeds", str(sweep.num_seeds)]
+    if sweep.seed:
+        command += ["--seed", str(sweep.seed)]
     head = [
         f"--job-name={name}",
         f"--array={','.join(map(str, numbers))}",

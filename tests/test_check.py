@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_sweep import fake
 
-from benchmarks import check, report, results
+from benchmarks import alarm, check, report, results
 from common.errors import Refused
 
 TASKS = ("hopper-medium", "walker2d-medium")
@@ -66,3 +66,13 @@ def test_false_alarms_are_as_rare_as_said():
     bounds = np.array([check.prediction(scores, 3, 0.05, 0.0) for scores in old])
     outside = (again.mean(1) < bounds[:, 0]) | (again.mean(1) > bounds[:, 1])
     assert 0.035 < outside.mean() < 0.065
+
+
+def test_a_fault_is_planted_in_a_copy(tmp_path):
+    right, wrong = alarm.FAULTS["mask ignored"]
+    files = alarm.planted(tmp_path, right, wrong)
+    assert files == ["edac.py", "iql.py", "redq_adaptive_bc.py", "rlpd.py", "td3_bc.py"]  # all that bootstrap
+    assert right not in (tmp_path / "algorithms" / "iql.py").read_text()
+    assert right in (alarm.ROOT / "algorithms" / "iql.py").read_text()
+    with pytest.raises(Refused, match="cannot be planted"):
+        alarm.planted(tmp_path, "no such text", "")

@@ -111,6 +111,12 @@ def test_alpha_moves_only_when_an_episode_has_ended():
     assert float(ended.last_return) == 0.5
 
 
+def test_from_scratch_on_a_task_without_a_scale_of_returns_alpha_stays():
+    agent = make_agent(**PRESETS["redq-scratch"])
+    ended = agent.after_episode(Episode(jnp.array(True), jnp.float32(np.nan), jnp.int32(100)))
+    assert float(ended.alpha) == 0.0
+
+
 def test_going_online_keeps_a_twentieth_of_the_data_and_everything_else():
     agent = make_agent()
     prior = random_batch(1, 200)

@@ -161,6 +161,13 @@ def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
     assert [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs] == [("pointmaze-umaze", None), None]
 
 
+def test_seeds_may_begin_elsewhere(tmp_path):
+    suite = written(tmp_path, SUITE)
+    assert "--seed" not in sweep.Suite.read(suite).jobs[0].arguments()
+    for job in sweep.Suite.read(suite, seed=7).jobs:
+        assert job.check().run.seed == 7
+
+
 def test_shipped_suites_can_be_run():
     for path in sweep.SUITES.glob("*.toml"):
         for job in sweep.Suite.read(path.stem).jobs:
