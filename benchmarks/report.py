@@ -75,16 +75,17 @@ def table(runs: Sequence[Finished]) -> list[list[str]]:
     """Final scores: a head, then a row per variant; a column per task, and all tasks together if there are several."""
     tasks, variants = names(runs)
     switched = any("drop" in run.summary["final"][0] for run in runs)
-    head = ["variant", *tasks, *(["mean of all", "IQM of all"] if len(tasks) > 1 else [])]
+    ran = {variant: {run.task: run for run in runs if run.variant == variant} for variant in variants}
+    together = len(tasks) > 1 and any(len(mine) == len(tasks) for mine in ran.values())
+    head = ["variant", *tasks, *(["mean of all", "IQM of all"] if together else [])]
     head += ["steps to 90 %", "unrest", *(["drop", "online mean"] if switched else [])]
     lines = [head]
-    for variant in variants:
-        mine = {run.task: run for run in runs if run.variant == variant}
+    for variant, mine in ran.items():
         cells = [variant]
         for task in tasks:
             cells.append(with_interval([mine[task].finals()], mean) if task in mine else "")
         strata = [run.finals() for run in mine.values()]
-        if len(tasks) > 1:
+        if together:
             whole = len(mine) == len(tasks)
             cells += [with_interval(strata, f) if whole else "" for f in (mean, interquartile_mean)]
         cells.append(f"{np.concatenate([run.steps_to_final() for run in mine.values()]).mean():,.0f}")
