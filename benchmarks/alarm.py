@@ -70,9 +70,8 @@ def rows_of(case: str, fault: bool, runs: Path) -> list[dict[str, Any]]:
             "task": v.task,
             "variant": v.variant,
             "recorded": v.recorded,
-            "low": v.low,
-            "high": v.high,
             "new": v.new,
+            "chance": v.chance,
             "said": v.said,
         }
         for v in check.compare(*check.read("smoke"), find([runs / "smoke"]))

@@ -8,7 +8,6 @@ from its last checkpoint.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import algorithms
 from common.errors import Refused
+from common.machine import tied
 
 PASSED_ON = ("MINARI_", "JAX_", "XLA_", "MUJOCO_", "WANDB_")
 """Beginnings of the names of the environment's variables that hold for a sweep's jobs on whatever machine."""
@@ -65,6 +65,9 @@ def run(
     try:
         task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(train)
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        if 0 < resources.gpus < 1:
+            # JAX would take three quarters of the memory for each of those that share a GPU.
+            passed_on.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * resources.gpus:.3f}")
         numbers = {
             task.remote(name, list(flags), str(out.absolute()), os.getcwd(), passed_on): number
             for number, (name, flags, out) in enumerate(jobs)
@@ -103,10 +106,11 @@ def train(algorithm: str, arguments: list[str], folder: str, here: str, variable
     # A shell that starts a sweep with "&" has it ignored, down to here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with out.with_name(f"{out.name}.log").open("a") as output:
+        # Not to go on beside the worker that Ray starts in place of one that was killed.
+        command = tied([sys.executable, str(program), *asked])
         process = subprocess.Popen(
-            [sys.executable, str(program), *asked],
-            cwd=here, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
-        )  # fmt: skip
+            command, cwd=here, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             # By and by, since an interrupt that Ray only simulates does not end a wait.
             while process.poll() is None:
@@ -114,15 +118,6 @@ def train(algorithm: str, arguments: list[str], folder: str, here: str, variable
         except KeyboardInterrupt:  # how Ray cancels
             process.terminate()
         return process.wait()
-
-
-def die_with_parent() -> None:
-    """A job does not outlive its worker, which Ray would start again beside it."""
-    if sys.platform == "linux":
-        die = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(die, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,18 @@
 """Kill a run at a random moment, resume it, and compare what it wrote with a run that nobody disturbed.
 
     python -m benchmarks.kill [--trials 20]
+    python -m benchmarks.kill --what sweep --trials 10
 
 Every trial starts the same command, sends SIGKILL after a random share of the undisturbed run's time, resumes it with
-`--resume` and compares metrics.csv and eval.csv byte by byte. Results go to benchmarks/results/kill.{csv,json}.
+`--resume` and compares metrics.csv and eval.csv byte by byte. A sweep is killed so and repeated trial after trial, then
+left alone; at the end all its jobs must have written what an undisturbed sweep writes, none of the finished ones been
+touched again, and no half of a file be left. Results go to benchmarks/results/kill{,_sweep}.{csv,json}.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
 import subprocess
@@ -16,20 +21,36 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
 from benchmarks.results import publish
 
-RLPD = Path(__file__).parents[1] / "algorithms" / "rlpd.py"
+ROOT = Path(__file__).parents[1]
+RLPD = ROOT / "algorithms" / "rlpd.py"
+SUITE = """
+num_seeds = 2
+size = 2000
+flags = "--hidden 32 32 --batch-size 32 --log-every 500 --eval-every 1000 --checkpoint-every 500 --eval-episodes 2"
+
+[[parts]]
+tasks = ["pointmaze-umaze", "pointmaze-medium"]
+[parts.variants]
+"BC" = "bc --offline-steps 100000"
+"TD3-ft" = "td3_bc --actor-hidden 32 --offline-steps 5000 --online-steps 1000 --online-cloning 0"
+"IQL" = "iql --offline-steps 20000"
+"""
 
 
 @dataclass(frozen=True)
 class Kill:
     """What is run and how often it is killed."""
 
+    what: Literal["run", "sweep"] = "run"
+    """A run of algorithms/rlpd.py, or a sweep of six jobs, two at a time."""
     trials: int = 20
-    """Runs killed and resumed."""
+    """Kills."""
     seed: int = 0
     """Of the random moments."""
     arguments: str = (
@@ -45,8 +66,8 @@ def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def main(kill: Kill) -> None:
-    """All trials; exit status 1 if any run did not resume or differs."""
+def runs(kill: Kill) -> None:
+    """All trials of a run; exit status 1 if any did not resume or differs."""
     moments = random.Random(kill.seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -85,5 +106,74 @@ def main(kill: Kill) -> None:
     raise SystemExit(good != len(rows))
 
 
+def state(folder: Path) -> dict[Path, int]:
+    """When each finished job's summary was written."""
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("summary.json")}
+
+
+def differences(sound: Path, killed: Path) -> list[str]:
+    """What a killed and repeated sweep has otherwise than an undisturbed one."""
+    tables = {path.relative_to(sound) for path in sound.rglob("*.csv")}
+    wrong = [
+        str(t) for t in tables if not (killed / t).exists() or (killed / t).read_bytes() != (sound / t).read_bytes()
+    ]
+    wrong += [str(path) for path in (*killed.rglob("*.partial*"), *killed.rglob("damaged-checkpoints"))]
+    for path in killed.rglob("*.json"):
+        json.loads(path.read_text())
+    return wrong + [str(job) for job in state(sound).keys() ^ state(killed).keys()]
+
+
+def sweeps(kill: Kill) -> None:
+    """One sweep killed again and again; exit status 1 if it ends otherwise than an undisturbed one."""
+    moments = random.Random(kill.seed)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        suite = Path(folder) / "suite.toml"
+        suite.write_text(SUITE)
+
+        environment = os.environ | {"MINARI_DATASETS_PATH": str(Path(folder) / "data")}
+
+        def command(out: str) -> list[str]:
+            return [sys.executable, "-m", "benchmarks.sweep", str(suite), "--runs", str(Path(folder) / out)]
+
+        for out in ("first", "sound"):  # the first one fills the cache of compiled programs
+            began = time.perf_counter()
+            subprocess.run(command(out), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - began
+        killed, seen = Path(folder) / "killed" / "suite", {}
+        for trial in range(kill.trials):
+            process = subprocess.Popen(command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+            waited = moments.uniform(0.1, 0.6) * seconds
+            time.sleep(waited)
+            process.kill()
+            process.wait()
+            now = state(killed)
+            row = {
+                "trial": trial,
+                "killed_after_seconds": round(waited, 1),
+                "jobs_begun": len(list(killed.rglob("config.json"))),
+                "jobs_finished": len(now),
+                "finished_ones_untouched": all(now.get(job) == when for job, when in seen.items()),
+            }
+            seen = now
+            rows.append(row)
+            print(row, flush=True)
+        status = subprocess.run(command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode
+        wrong = differences(Path(folder) / "sound" / "suite", killed)
+        untouched = all(state(killed)[job] == when for job, when in seen.items())
+    publish(
+        "kill_sweep",
+        rows,
+        f"python -m benchmarks.kill --what sweep --trials {kill.trials}",
+        suite=SUITE,
+        last_status=status,
+        different=wrong,
+    )
+    good = status == 0 and not wrong and untouched and all(row["finished_ones_untouched"] for row in rows)
+    print(f"killed {kill.trials} times and repeated: {'equal to' if good else 'DIFFERS from'} an undisturbed sweep")
+    raise SystemExit(not good)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Kill, description=__doc__))
+    asked = tyro.cli(Kill, description=__doc__)
+    (runs if asked.what == "run" else sweeps)(asked)

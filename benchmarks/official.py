@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.updates import commit_of
+from benchmarks.throughput import commit_of
 from common import datasets, environments, tasks
 from common.datasets import Dataset, cards
 from common.evaluation import Evaluator

@@ -55,6 +55,7 @@ from benchmarks import cluster
 from benchmarks.results import without_folder
 from common import commandline, datasets, recipes, tasks
 from common.errors import Refused
+from common.machine import tied
 from common.runs import making, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -231,7 +232,7 @@ class Runner:
                 with self.lock:
                     if self.stopping.is_set():
                         return 0
-                    process = subprocess.Popen([*prefix, *command], stdout=output, stderr=subprocess.STDOUT)
+                    process = subprocess.Popen(tied([*prefix, *command]), stdout=output, stderr=subprocess.STDOUT)
                     self.running.add(process)
                 status = process.wait()
             with self.lock:

@@ -1,304 +1,401 @@
-"""How fast an RLPD update is, beside the matrix products it consists of, and beside the authors' code.
+"""How fast the algorithms update, beside the matrix products they consist of and beside other people's code.
 
-    python -m benchmarks.throughput [--size paper] [--runs 1 8] [--rounds 10] [--against CHECKOUT --peer-python PYTHON]
+    python -m benchmarks.throughput [--algorithms rlpd iql ...] [--runs 1 5] [--devices N] [--hidden 128 128]
+        [--rounds 7] [--name NAME]
+    python -m benchmarks.throughput --peer-python PYTHON --rlpd CHECKOUT --jax-corl CHECKOUT --unifloral CHECKOUT
+        --corl CHECKOUT --adaptive-bc CHECKOUT
 
-Everything is timed in turn, round after round in one process (the peer in its own, which waits in between), so that all
-share whatever the machine does meanwhile. Ratios are medians of the rounds' ratios. FLOPs are those of the matrix
-products, forward and backward; the ceilings are a dense product and the critics' own batched products, measured
-alongside. A table is printed; rows go to benchmarks/results/throughput_SIZE_BACKEND.{csv,json}.
+Everything is timed in turn, round after round, each peer in a process of its own that waits in between, so that all
+share whatever the machine does meanwhile. A ratio is the median over rounds of our updates per second, of all runs
+together, over theirs, of one. All have the same networks (two layers of 256; RLPD three, and ten critics; EDAC three,
+and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size; what is counted
+is critic steps, or the actor's where there is no critic. Ours are the programs of training.py: whole intervals of the
+offline phase; for rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
+
+The ceiling is measured too: the time of an update's matrix products alone, each shape by itself, no product counted
+twice that need be done but once. Rows go to benchmarks/results/throughput_NAME.{csv,json}.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.interpreters import partial_eval
 from rich.console import Console
 from rich.table import Table
 
-from algorithms.rlpd import RLPD, Config
+from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
 from benchmarks.results import publish
-from common import environments, tasks
+from common import tasks
+from common.datasets import Dataset
+from common.errors import Refused
 from common.machine import cores
 from common.programs import Learner, Programs
-from common.replay import Batch, Episode, Replay
+from common.replay import Episode, Replay
 
-OBSERVATION, ACTION = 29, 8
-"""AntMaze, as in the paper."""
-PRIOR, CAPACITY = 200_000, 100_000
-FIRST = 3
-"""Calls whose excess over the median is the time to compile: a program may compile again on its second call."""
-SIZES = {
-    "paper": Config(hidden=(256, 256, 256), target_subset=1, backup_entropy=False),
-    "small": Config(hidden=(128, 128), utd=10),
+TASK = "walker2d-medium"
+OBSERVATION, ACTION, ROWS = 17, 6, 1_000_000
+CAPACITY = 100_000
+OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
+    "rlpd": (rlpd, rlpd.RLPD, {"hidden": (256, 256, 256), "target_subset": 1, "backup_entropy": False}),
+    "td3_bc": (td3_bc, td3_bc.TD3BC, {}),
+    "iql": (iql, iql.IQL, {}),
+    "bc": (bc, bc.BC, {}),
+    "edac": (edac, edac.EDAC, {}),
+    "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
+"""Algorithm -> its file, its agent, and what differs from its defaults."""
+ONLINE = ("rlpd", "redq_adaptive_bc")
+UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "redq_adaptive_bc": 100}
+"""Critic steps per timing."""
+PEERS = {
+    "rlpd": ("rlpd",),
+    "jax_corl": ("td3_bc", "iql"),
+    "unifloral": ("td3_bc", "iql", "bc", "edac"),
+    "corl": ("td3_bc", "iql", "bc", "edac"),
+    "adaptive_bc": ("redq_adaptive_bc",),
+}
+"""Peer -> what it has."""
+REPEATED = 10
+"""Products in a row in one timing of the ceiling, so that their dispatch does not count."""
 
 
 @dataclass(frozen=True)
 class Throughput:
     """What is measured."""
 
-    size: Literal["paper", "small"] = "paper"
-    """paper: AntMaze's networks at 20 updates per step; small: two layers of 128 at 10."""
-    runs: tuple[int, ...] = (1, 8)
+    algorithms: tuple[str, ...] = tuple(OURS)
+    """Files of ours."""
+    runs: tuple[int, ...] = (1, 5)
     """Numbers of runs side by side."""
-    width: int | None = None
-    """Runs computed at once on each device; default as in training."""
-    rounds: int = 10
+    devices: int | None = None
+    """Devices to spread them over; default as in training."""
+    hidden: tuple[int, ...] | None = None
+    """Width of each hidden layer of all networks; without peers."""
+    rounds: int = 7
     """Timings of everything."""
-    calls: int = 3
-    """Environment steps per timing."""
-    against: Path | None = None
-    """A checkout of ikostrikov/rlpd to measure alongside."""
+    name: str = jax.default_backend()
+    """Of the files in benchmarks/results, after "throughput_"."""
+    rlpd: Path | None = None
+    """A checkout of ikostrikov/rlpd."""
+    jax_corl: Path | None = None
+    """A checkout of nissymori/JAX-CORL."""
+    unifloral: Path | None = None
+    """A checkout of EmptyJackson/unifloral."""
+    corl: Path | None = None
+    """A checkout of tinkoff-ai/CORL."""
+    adaptive_bc: Path | None = None
+    """A checkout of zhaoyi11/adaptive_bc."""
     peer_python: str = sys.executable
-    """The Python that can import it."""
+    """The Python that can import them."""
+
+    def peers(self, algorithm: str) -> dict[str, Path]:
+        """The checkouts that have this algorithm."""
+        checkouts = {name: getattr(self, name) for name, has in PEERS.items() if algorithm in has}
+        return {name: checkout for name, checkout in checkouts.items() if checkout is not None}
 
 
-def flops(config: Config) -> float:
-    """Floating-point operations of all matrix products of one environment step's update of one run."""
-
-    def layers(size: int, out: int) -> list[int]:
-        widths = [size, *config.hidden, out]
-        return [2 * config.batch_size * a * b for a, b in itertools.pairwise(widths)]
-
-    critic, actor = layers(OBSERVATION + ACTION, 1), layers(OBSERVATION, 2 * ACTION)
-    forward, first = sum(critic), critic[0]
-    members, targets = config.ensemble, config.target_subset
-    # A critic step: actor and target forward; online forward, weight gradients, input gradients but the first layer's.
-    critic_step = sum(actor) + targets * forward + members * (3 * forward - first)
-    # The actor step: the actor likewise; critics forward and input gradients down to the action.
-    actor_step = 3 * sum(actor) - actor[0] + members * 2 * forward
-    return float(config.utd * critic_step + actor_step)
+# ---------------------------------------------------------------------- the ceiling
 
 
-def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Seconds per call, waiting for the device."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = call()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / calls
+class Product(NamedTuple):
+    """A matrix product as `jax.lax.dot_general` takes it."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    dimensions: tuple
+
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        (_, contracted), (_, batch) = self.dimensions
+        free = [size for axis, size in enumerate(self.right) if axis not in (*contracted, *batch)]
+        return 2.0 * float(np.prod(self.left)) * float(np.prod(free))
+
+    def timed(self) -> Callable[[], float]:
+        """A function that does it and says how long it took."""
+        left, rights = jnp.ones(self.left), jnp.ones((REPEATED, *self.right))
+        series = jax.jit(
+            lambda left, rights: jax.lax.map(lambda right: jax.lax.dot_general(left, right, self.dimensions), rights)
+        )
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(series(left, rights))
+            return (time.perf_counter() - start) / REPEATED
+
+        seconds()
+        return seconds
 
 
-class Update:
-    """The jitted environment step of training.py for some runs, on random data."""
+def products(function: Callable, *arguments: Any, rarely: float = 1.0) -> Counter[Product]:
+    """The matrix products that a call of the function needs, and how many of each.
 
-    def __init__(self, config: Config, runs: int, width: int | None):
+    What nothing depends on is left out, and what is asked for twice with the same operands is counted once, as XLA does
+    it. Of the branches of a condition, the one with more to do is entered in the share `rarely` of the cases.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return _count(needed, rarely)
+
+
+def _count(jaxpr: Any, rarely: float) -> Counter[Product]:
+    found: Counter[Product] = Counter()
+    known: dict[Hashable, list[int]] = {}  # what has been computed -> the numbers of its results
+    numbers = iter(range(10**9))
+
+    def walk(jaxpr: Any, inputs: Sequence[Hashable]) -> list[Hashable]:
+        number: dict[Any, Hashable] = dict(zip(jaxpr.invars, inputs, strict=True))
+        number |= {variable: next(numbers) for variable in jaxpr.constvars}
+
+        def of(atom: Any) -> Hashable:
+            return number[atom] if atom in number else str(atom)
+
+        for equation in jaxpr.eqns:
+            name, parameters = equation.primitive.name, equation.params
+            operands = [str(v.val) if hasattr(v, "val") else of(v) for v in equation.invars]
+            inner = next((p.jaxpr for p in parameters.values() if hasattr(p, "jaxpr")), None)
+            if name == "scan":
+                body = _count(inner, rarely)
+                found.update({product: count * parameters["length"] for product, count in body.items()})
+                results = [next(numbers) for _ in equation.outvars]
+            elif name == "cond":
+                branches = [_count(branch.jaxpr, rarely) for branch in parameters["branches"]]
+                costliest = max(branches, key=lambda c: sum(product.flops() * n for product, n in c.items()))
+                found.update({product: count * rarely for product, count in costliest.items()})
+                results = [next(numbers) for _ in equation.outvars]
+            elif inner is not None and len(inner.invars) == len(operands) and name != "while":
+                results = walk(inner, operands)
+            else:
+                key = (name, str(parameters), *operands)
+                if key not in known:
+                    known[key] = [next(numbers) for _ in equation.outvars]
+                    if name == "dot_general":
+                        left, right = (v.aval.shape for v in equation.invars)
+                        found[Product(left, right, parameters["dimension_numbers"])] += 1
+                results = known[key]
+            number.update(zip(equation.outvars, results, strict=True))
+        return [str(v.val) if hasattr(v, "val") else of(v) for v in jaxpr.outvars]
+
+    walk(jaxpr, [next(numbers) for _ in jaxpr.invars])
+    return found
+
+
+class Ceiling:
+    """The matrix products of one update, alone."""
+
+    def __init__(self, counts: Counter[Product]):
+        self.flops = sum(product.flops() * count for product, count in counts.items())
+        self.parts = [(product.timed(), count) for product, count in counts.items()]
+
+    def timing(self) -> float:
+        """Seconds."""
+        return sum(seconds() * count for seconds, count in self.parts)
+
+
+# ---------------------------------------------------------------------- who is timed
+
+
+class Ours:
+    """The jitted offline phase of some runs, on random data; the online phase of an algorithm that lives there."""
+
+    def __init__(self, algorithm: str, runs: int, hidden: tuple[int, ...] | None = None, devices: int | None = None):
+        module, agent_class, values = OURS[algorithm]
         rng = np.random.default_rng(0)
+        data = Dataset(
+            observation=rng.normal(size=(ROWS, OBSERVATION)).astype(np.float32),
+            action=rng.uniform(-0.99, 0.99, size=(ROWS, ACTION)).astype(np.float32),
+            reward=rng.normal(size=ROWS).astype(np.float32),
+            terminated=np.zeros(ROWS, bool),
+            truncated=np.arange(1, ROWS + 1) % 1000 == 0,
+            next_observation=rng.normal(size=(ROWS, OBSERVATION)).astype(np.float32),
+            success=np.zeros(ROWS, bool),
+            source="random",
+        )
+        config, task = module.Config(**values), tasks.find(TASK)
+        if hidden is not None:
+            actor = {"actor_hidden": hidden} if hasattr(config, "actor_hidden") else {}
+            config = config.replace(hidden=hidden, **actor)
+        self.config, self.programs = config, Programs(agent_class, config, runs, None, devices)
+        programs, seeds = self.programs, np.arange(runs, dtype=np.int32)
+        self.seeds, self.prior = programs.place(seeds), programs.share(agent_class.prepare(config, data, task))
+        example = jax.tree.map(lambda x: np.repeat(x[:1], runs, axis=0), data.batch(task))
+        agent = programs.create(
+            jax.tree.map(lambda x: np.full(runs, x, np.float32), config), seeds, example, self.prior
+        )
+        self.online = algorithm in ONLINE
+        agent = programs.enter(agent, self.seeds, "online" if self.online else "offline", self.prior)
+        experience = None
+        if self.online:
+            experience = programs.place(jax.vmap(lambda row: Replay.create(row, CAPACITY))(example))
+            self.played = example, Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
+        self.learner, self.utd = Learner(agent, experience), config.utd if self.online else 1
+        self.updates, self.done, self.runs = UPDATES[algorithm], 0, runs
+        self.first_calls = (self.timing() + self.timing()) * self.updates * runs
 
-        def random(*leading: int) -> Batch:
-            return Batch(
-                observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
-                action=rng.uniform(-1, 1, size=(*leading, ACTION)).astype(np.float32),
-                reward=rng.normal(size=leading).astype(np.float32),
-                mask=np.ones(leading, np.float32),
-                next_observation=rng.normal(size=(*leading, OBSERVATION)).astype(np.float32),
+    def timing(self) -> float:
+        """Seconds per update, all runs' counted."""
+        start = time.perf_counter()
+        if self.online:
+            for step in range(self.done // self.utd + 1, (self.done + self.updates) // self.utd + 1):
+                self.learner, _, metrics = self.programs.learn(*self.arguments(step))
+        else:
+            agent, metrics = self.programs.offline(
+                self.learner.agent, self.seeds, "offline", self.done, self.updates, self.prior
             )
+            self.learner = self.learner.replace(agent=agent)
+        jax.block_until_ready((self.learner, metrics))
+        self.done += self.updates
+        return (time.perf_counter() - start) / self.updates / self.runs
 
-        self.programs = programs = Programs(RLPD, config, runs, width, None)
-        seeds = np.arange(runs, dtype=np.int32)
-        self.seeds = programs.place(seeds)
-        self.prior = programs.share(random(PRIOR))
-        self.transition = random(runs)
-        self.episode = Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
-        configs = jax.tree.map(lambda x: np.full(runs, x, np.float32), config)
-        agent = programs.create(configs, seeds, self.transition, self.prior)
-        rows = random(1, CAPACITY)
-        rows = jax.tree.map(lambda x: np.repeat(x, runs, axis=0), rows)
-        self.learner = programs.place(Learner(agent, Replay(rows, np.full(runs, CAPACITY, np.int32))))
-        self.step = 0
-        self.first_calls = FIRST * seconds(self, FIRST)
+    def arguments(self, step: int) -> tuple:
+        """Of one step of the online phase."""
+        transition, episode = self.played
+        return self.learner, self.seeds, step, transition, episode, transition.observation, self.prior
 
-    def __call__(self) -> np.ndarray:
-        """One environment step: insert, sample, update, act."""
-        self.step += 1
-        step = self.seeds, self.step, self.transition, self.episode, self.transition.next_observation
-        self.learner, action, _ = self.programs.learn(self.learner, *step, self.prior)
-        return action
+    def counts(self) -> Counter[Product]:
+        """The matrix products of one update of one run."""
+        agent, experience = jax.tree.map(lambda x: x[0], (self.learner.agent, self.learner.experience))
+        batches = jax.eval_shape(lambda key: agent.sample(key, experience, self.prior), jax.random.key(0))
+        delay = getattr(self.config, "policy_delay", 1)
+        found = products(agent.update, batches, jax.random.key(0), jnp.int32(1), rarely=1 / delay)
+        return Counter({product: count / self.utd for product, count in found.items()})
 
-    def collect(self) -> np.ndarray:
-        """The same without sampling and updating."""
-        self.step += 1
-        step = self.seeds, self.step, self.transition, self.episode, self.transition.next_observation
-        self.learner, action = self.programs.collect(self.learner, *step)
-        return action
-
-    def act(self) -> np.ndarray:
-        """The policy alone."""
-        return self.programs.act(self.learner.agent, self.transition.observation)
-
-
-def products(config: Config) -> dict[str, tuple[Callable[[], Any], float]]:
-    """The ceilings: name -> a call and its FLOPs."""
-    big = jnp.ones((2048, 2048))
-    width, members = config.hidden[0], config.ensemble
-    x = jnp.ones((members, config.batch_size, width))
-    once = 2.0 * members * config.batch_size * width * width
-    dense = jax.jit(lambda a, b: a @ b)
-    # Ten in a row with other right sides, as in the scan, so that dispatch does not count.
-    repeat = 10
-
-    def series(product: str) -> Callable:
-        return jax.jit(lambda left, rights: jax.lax.map(lambda right: jnp.einsum(product, left, right), rights))
-
-    forward, backward, weights = (series(p) for p in ("nbi,nio->nbo", "nbo,nio->nbi", "nbi,nbo->nio"))
-    kernels = jnp.ones((repeat, members, width, width))
-    gradients = jnp.ones((repeat, *x.shape))
-    return {
-        "dense product 2048^3": (lambda: dense(big, big), 2.0 * 2048**3),
-        "batched product, forward": (lambda: forward(x, kernels), repeat * once),
-        "batched product, input gradient": (lambda: backward(x, kernels), repeat * once),
-        "batched product, weight gradient": (lambda: weights(x, gradients), repeat * once),
-    }
+    def memory(self) -> int | None:
+        """Bytes that the program holds on each device, data included; None where XLA does not tell."""
+        if self.online:
+            learner, seeds, step, *played, prior = self.arguments(1)
+            played = self.programs.fill(tuple(played))
+            lowered = self.programs.jitted["learn"].lower(learner, seeds, np.int32(step), *played, prior)
+        else:
+            agent, zero = self.learner.agent, np.int32(0)
+            lowered = self.programs.jitted["offline"].lower(agent, self.seeds, zero, zero, self.updates, self.prior)
+        used = lowered.compile().memory_analysis()
+        if used is None:
+            return None
+        whole = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+        return whole - used.alias_size_in_bytes
 
 
 class Peer:
-    """The authors' update in a process of its own; it answers each line with the seconds of one timing."""
+    """A peer's update in a process of its own; it answers each line with the seconds of one update."""
 
-    def __init__(self, options: Throughput, config: Config):
+    def __init__(self, name: str, checkout: Path, algorithm: str, python: str):
+        module, _, values = OURS[algorithm]
+        config = module.Config(**values)
         settings = {
-            "hidden": config.hidden, "ensemble": config.ensemble, "subset": config.target_subset, "utd": config.utd,
-            "batch_size": config.batch_size, "backup_entropy": config.backup_entropy,
-            "observation": OBSERVATION, "action": ACTION, "first": FIRST, "calls": options.calls,
+            "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
+            "hidden": config.hidden, "updates": UPDATES[algorithm], "utd": config.utd if algorithm in ONLINE else 1,
         }  # fmt: skip
-        command = [options.peer_python, str(Path(__file__).parent / "peers" / "rlpd_authors.py"), str(options.against)]
+        script = Path(__file__).parent / "peers" / "theirs.py"
         self.process = subprocess.Popen(
-            [*command, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.first_calls = float(self.process.stdout.readline())
+            [python, str(script), name.replace("_", "-"), str(checkout), json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = self.process.stdout.readline()
+        if not said:
+            raise Refused(f"--{name.replace('_', '-')} {checkout}: its {algorithm} does not run under {python}")
+        self.first_calls = float(said)
 
     def timing(self) -> float:
-        """Seconds per environment step."""
+        """Seconds per update."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
-
-def environment_seconds(steps: int = 2000) -> float:
-    """Seconds per step of the AntMaze environment with random actions."""
-    environment = environments.make(tasks.find("antmaze-large-diverse"))
-    actions = np.random.default_rng(0).uniform(-1, 1, size=(steps, environment.action_size)).astype(np.float32)
-    environment.reset(0)
-    start = time.perf_counter()
-    for action in actions:
-        if environment.step(action).truncated:
-            environment.reset(0)
-    elapsed = time.perf_counter() - start
-    environment.close()
-    return elapsed / steps
+    def close(self) -> None:
+        """Let the process end."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def main(options: Throughput) -> None:
-    """Measure, print, write."""
-    if jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)
-    config = SIZES[options.size]
-    peer = Peer(options, config) if options.against else None
-    ceilings = products(config)
-    for call, _ in ceilings.values():
-        jax.block_until_ready(call())
-    updates = {runs: Update(config, runs, options.width) for runs in options.runs}
-    single = updates[options.runs[0]]
-    single.collect(), single.act()
-    jax.block_until_ready([u() for u in updates.values()])
-
-    timings: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        for name, (call, _) in ceilings.items():
-            timings.setdefault(name, []).append(seconds(call, 5))
-        if peer is not None:
-            timings.setdefault("authors' update, 1 run", []).append(peer.timing())
-        for runs, update in updates.items():
-            timings.setdefault(label(runs), []).append(seconds(update, options.calls))
-        timings.setdefault("insert and act", []).append(seconds(single.collect, 20))
-        timings.setdefault("act", []).append(seconds(single.act, 20))
-    timings["environment step"] = [environment_seconds() for _ in range(3)]
-    report(options, config, timings, {name: count for name, (_, count) in ceilings.items()}, updates, peer)
-
-
-def label(runs: int) -> str:
-    """The name of an update's row."""
-    return f"update, {runs} run{'s' * (runs > 1)}"
-
-
-def report(
-    options: Throughput,
-    config: Config,
-    timings: dict[str, list[float]],
-    counts: dict[str, float],
-    updates: dict[int, Update],
-    peer: Peer | None,
-) -> None:
-    """The table and the files."""
-    first = label(options.runs[0])
-    dense = timings["dense product 2048^3"]
-    batched = [timings[f"batched product, {kind}"] for kind in ("forward", "input gradient", "weight gradient")]
-    counts = counts | {label(runs): runs * flops(config) for runs in options.runs}
-    counts["authors' update, 1 run"] = flops(config)
+def measure(asked: Throughput, algorithm: str) -> list[dict[str, Any]]:
+    """One row per peer and number of runs."""
+    found = asked.peers(algorithm).items()
+    peers = {name: Peer(name, checkout, algorithm, asked.peer_python) for name, checkout in found}
+    ours = {runs: Ours(algorithm, runs, asked.hidden, asked.devices) for runs in asked.runs}
+    ceiling = Ceiling(ours[asked.runs[0]].counts())
+    timings: dict[str | int, list[float]] = {name: [] for name in (*peers, *ours)}
+    alone = []
+    for _ in range(asked.rounds):
+        for name, timed in (*peers.items(), *ours.items()):
+            timings[name].append(timed.timing())
+        alone.append(ceiling.timing())
+    for peer in peers.values():
+        peer.close()
     rows = []
-    for name, values in timings.items():
-        row = {
-            "what": name,
-            "ms_min": 1e3 * min(values),
-            "ms_median": 1e3 * statistics.median(values),
-            "ms_max": 1e3 * max(values),
-            "gflops": counts[name] / statistics.median(values) / 1e9 if name in counts else None,
-            "of_dense_rate": None,
-            "of_batched_rate": None,
-            "times_first_update": statistics.median(values) / statistics.median(timings[first]),
-            "compile_seconds": None,
-        }
-        if name in counts and len(values) == len(dense):
-            rate = [counts[name] / v for v in values]
-            ceiling = [2.0 * 2048**3 / d for d in dense]
-            row["of_dense_rate"] = statistics.median(r / c for r, c in zip(rate, ceiling, strict=True))
-            # The harmonic mean of the three products: forward and both gradients are as many FLOPs each.
-            mixed = [3 * counts["batched product, forward"] / sum(b) for b in zip(*batched, strict=True)]
-            row["of_batched_rate"] = statistics.median(r / c for r, c in zip(rate, mixed, strict=True))
-        if len(values) == len(dense):
-            pairs = zip(values, timings[first], strict=True)
-            row["times_first_update"] = statistics.median(v / own for v, own in pairs)
-        rows.append(row)
-    first_calls = {label(runs): update.first_calls for runs, update in updates.items()}
-    if peer is not None:
-        first_calls["authors' update, 1 run"] = peer.first_calls
-    for row in rows:
-        if row["what"] in first_calls:
-            row["compile_seconds"] = first_calls[row["what"]] - FIRST * row["ms_median"] / 1e3
+    for name, timed in (*peers.items(), *ours.items()):
+        values, mine = timings[name], name not in peers
+        memory = timed.memory() if mine else None
+        median = statistics.median(values)
+        rows.append({
+            "algorithm": algorithm,
+            "whose": "ours" if mine else name,
+            "runs": name if mine else 1,
+            "updates_per_second": 1 / median,
+            "ms_per_update_min": 1e3 * min(values),
+            "ms_per_update_median": 1e3 * median,
+            "ms_per_update_max": 1e3 * max(values),
+            "first_two_calls_seconds": timed.first_calls,
+            "program_mib": None if memory is None else memory / 2**20,
+            "mflop_of_products": ceiling.flops / 1e6,
+            "of_products_alone": statistics.median(a / v for a, v in zip(alone, values, strict=True)),
+        } | {
+            f"times_{peer}": statistics.median(theirs / v for theirs, v in zip(timings[peer], values, strict=True))
+            if peer in peers else None
+            for peer in PEERS
+        })  # fmt: skip
+    return rows
 
-    table = Table(title=f"RLPD, {options.size} size, {jax.default_backend()}: {flops(config) / 1e9:.1f} GFLOP per step")
+
+def main(asked: Throughput) -> None:
+    """Measure, print, write."""
+    unknown = [name for name in asked.algorithms if name not in OURS]
+    if unknown:
+        raise Refused(f"--algorithms {unknown[0]}: there are {', '.join(OURS)}")
+    if asked.hidden is not None and any(asked.peers(algorithm) for algorithm in OURS):
+        raise Refused("--hidden: the peers' networks have their own widths; measure without them")
+    rows = [row for algorithm in asked.algorithms for row in measure(asked, algorithm)]
+    table = Table(title=f"throughput, {jax.default_backend()}")
     for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "what" else "right")
+        table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*("" if v is None else v if isinstance(v, str) else f"{v:.3g}" for v in row.values()))
-    Console(width=140).print(table)
+    Console(width=200).print(table)
+    arguments = [f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]]
+    checkouts = {name: getattr(asked, name) for name in PEERS}
     publish(
-        f"throughput_{options.size}_{jax.default_backend()}",
+        f"throughput_{asked.name}",
         rows,
-        "python -m benchmarks.throughput " + " ".join(f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]),
-        peer=None if options.against is None else peer_commit(options.against),
-        gflop_per_step=flops(config) / 1e9,
+        "python -m benchmarks.throughput " + " ".join(arguments),
+        peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},
     )
 
 
-def peer_commit(checkout: Path) -> str:
+def commit_of(checkout: Path) -> str:
     """What was measured against."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
-    return f"ikostrikov/rlpd {head.stdout.strip() or '(no commit known)'}"
+    return head.stdout.strip() or "(no commit known)"
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", cores())
-    main(tyro.cli(Throughput, description=__doc__))
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is among what is measured
+    try:
+        main(tyro.cli(Throughput, description=__doc__))
+    except Refused as refusal:
+        print(f"throughput: {refusal}", file=sys.stderr)
+        sys.exit(2)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 
 
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """The command such that it does not outlive the thread that starts it, where util-linux is at hand."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", *command] if setpriv else list(command)

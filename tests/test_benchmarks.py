@@ -1,13 +1,16 @@
 """The benchmark scripts do what they say, at sizes of seconds."""
 
 import ast
+import csv
+import itertools
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from algorithms import bc
-from benchmarks import lengths, official, report, two_ways, updates
+from benchmarks import lengths, official, report, results, throughput, two_ways
 from common import environments, tasks
 from common.errors import Refused
 
@@ -48,19 +51,85 @@ def test_an_environment_of_ones_own_is_a_task():
         tasks.find("benchmarks.two_ways:ThreeWays-v0")
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Throughput's algorithms, in small."""
+    monkeypatch.setattr(throughput, "ROWS", 2000)
+    monkeypatch.setattr(throughput, "CAPACITY", 20)
+    for algorithm, (module, agent_class, values) in throughput.OURS.items():
+        utd = {"utd": 3} if algorithm in throughput.ONLINE else {}
+        monkeypatch.setitem(throughput.UPDATES, algorithm, 3)
+        monkeypatch.setitem(throughput.OURS, algorithm, (module, agent_class, values | {"hidden": (8, 8)} | utd))
+
+
 @pytest.mark.parametrize("algorithm", ["bc", "iql", "redq_adaptive_bc"])
-def test_updates_are_timed_per_run(algorithm, monkeypatch):
-    monkeypatch.setattr(updates, "ROWS", 2000)
-    monkeypatch.setattr(updates, "CAPACITY", 20)
-    monkeypatch.setitem(updates.UPDATES, algorithm, 3)
-    module, agent_class, _ = updates.OURS[algorithm]
-    small = {"hidden": (8, 8)} | ({"utd": 3} if algorithm == "redq_adaptive_bc" else {})
-    monkeypatch.setitem(updates.OURS, algorithm, (module, agent_class, small))
-    timed = updates.Ours(algorithm, 2)
+def test_updates_are_timed_per_run(algorithm, small):
+    timed = throughput.Ours(algorithm, 2)
     assert timed.timing() > 0
     assert timed.done == 9
     leaf = timed.learner.agent.policy if algorithm == "bc" else timed.learner.agent.critic
     assert np.asarray(leaf.opt_state.count).tolist() == [9, 9]
+    assert timed.memory() > 2000 * 4 * 17  # the data's observations alone
+
+
+def flops(counts) -> float:
+    return sum(product.flops() * count for product, count in counts.items())
+
+
+def test_matrix_products_are_counted_as_by_hand(small):
+    """Of the networks' layers: forward, input gradients, weight gradients; each 2 x 256 x in x out."""
+    observation, action, n = throughput.OBSERVATION, throughput.ACTION, 2 * 256
+
+    def layers(*widths):
+        return [n * a * b for a, b in itertools.pairwise(widths)]
+
+    actor, value = layers(observation, 8, 8, action), layers(observation, 8, 8, 1)
+    critic = layers(observation + action, 8, 8, 1)
+    # Cloning: forward, weight gradients, and input gradients of all but the first layer.
+    assert flops(throughput.Ours("bc", 1).counts()) == 3 * sum(actor) - actor[0]
+    # IQL's value of s is wanted before and after the value's step, that of s' after it; the two target critics once.
+    learned = 3 * (sum(value) + 2 * sum(critic) + sum(actor)) - value[0] - 2 * critic[0] - actor[0]
+    assert flops(throughput.Ours("iql", 1).counts()) == learned + 2 * sum(value) + 2 * sum(critic)
+    # RLPD: three critic steps (target: the policy and one critic; ten critics learn), then one of the policy, through
+    # the ten critics to the action; the policy's last layer is twice as wide, for means and deviations.
+    actor = layers(observation, 8, 8, 2 * action)
+    step = sum(actor) + sum(critic) + 10 * (3 * sum(critic) - critic[0])
+    last = 3 * sum(actor) - actor[0] + 10 * 2 * sum(critic)
+    np.testing.assert_allclose(flops(throughput.Ours("rlpd", 1).counts()), step + last / 3)
+
+
+def test_what_is_not_needed_or_known_already_is_not_counted():
+    x = np.ones((4, 4), np.float32)
+
+    def function(x, many):
+        unused = x @ x @ x
+        del unused
+        rare = jax.lax.cond(x[0, 0] > 2, lambda: x @ x.T @ x, lambda: x)
+        return x @ x + x @ x, jax.lax.scan(lambda carry, y: (carry @ y, None), x, many)[0], rare
+
+    counts = throughput.products(function, x, np.ones((5, 4, 4), np.float32), rarely=0.25)
+    assert flops(counts) == 2 * 4**3 * (1 + 5 + 2 * 0.25)
+
+
+def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setitem(throughput.PEERS, "corl", ("bc",))
+    (tmp_path / "algorithms" / "offline").mkdir(parents=True)
+    (tmp_path / "algorithms" / "offline" / "any_percent_bc.py").write_text("import torch_is_not_here\n")
+    with pytest.raises(Refused, match=r"--corl .*: its bc does not run under"):
+        throughput.main(throughput.Throughput(("bc",), rounds=1, corl=tmp_path))
+    with pytest.raises(Refused, match="--algorithms b: there are rlpd"):
+        throughput.main(throughput.Throughput(("b",)))
+    with pytest.raises(Refused, match="own widths"):
+        throughput.main(throughput.Throughput(("bc",), hidden=(8,), corl=tmp_path))
+    throughput.main(throughput.Throughput(("bc",), runs=(1, 3), rounds=2, hidden=(16, 16), name="test"))
+    with (tmp_path / "throughput_test.csv").open() as file:
+        one, three = csv.DictReader(file)
+    assert (one["whose"], one["runs"], three["runs"], one["times_corl"]) == ("ours", "1", "3", "")
+    assert float(one["of_products_alone"]) > 0
+    np.testing.assert_allclose(
+        float(one["mflop_of_products"]), 2 * 256 * (3 * (17 * 16 + 16 * 16 + 16 * 6) - 17 * 16) / 1e6
+    )
 
 
 def test_every_line_of_a_file_is_counted_once():

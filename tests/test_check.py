@@ -1,5 +1,7 @@
 """benchmarks/check.py: quiet where nothing has changed, loud where something has."""
 
+import itertools
+
 import numpy as np
 import pytest
 from test_sweep import fake
@@ -16,15 +18,15 @@ def folder(tmp_path, monkeypatch):
     for module in (results, report, check):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "results")
     for task in TASKS:
-        fake(tmp_path / "old" / task / "a", task, [50, 52, 54, 49, 55])
-        fake(tmp_path / "old" / task / "b", task, [30, 30, 30, 30, 30])
+        fake(tmp_path / "old" / task / "a", task, [50, 52, 54, 49, 55, 51, 50, 53])
+        fake(tmp_path / "old" / task / "b", task, [30] * 8)
     report.main(report.Report((tmp_path / "old",), "recorded"))
     return tmp_path
 
 
 def new(folder, **scores) -> check.Check:
     """Runs of the variants with these scores on the second task, as recorded on the first."""
-    fake(folder / "new" / TASKS[0] / "a", TASKS[0], [51, 53])
+    fake(folder / "new" / TASKS[0] / "a", TASKS[0], [51, 53, 50])
     for variant, values in scores.items():
         fake(folder / "new" / TASKS[1] / variant, TASKS[1], values)
     return check.Check((folder / "new",), "recorded")
@@ -34,7 +36,7 @@ def test_quiet_where_nothing_has_changed(folder, capsys):
     assert check.main(new(folder, a=[47, 56, 50], b=[30, 31, 29])) == 0
     said = capsys.readouterr().out
     assert "3 compared, none worse" in said
-    assert said.count("as recorded") == 3
+    assert said.count("as recorded") == 4
 
 
 def test_loud_where_something_is_worse(folder, capsys):
@@ -42,6 +44,15 @@ def test_loud_where_something_is_worse(folder, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "worse than recorded: a on walker2d-medium" in said
     assert "better" in said
+    assert "0.0061" in said  # 1 of the 165 ways to deal 3 of 11
+
+
+def test_with_few_seeds_only_all_together_tells(folder, capsys):
+    asked = new(folder, a=[35, 36], b=[10, 20])
+    assert check.main(asked) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("too few seeds") == 2  # 1 of 45 is above 0.05 / 4
+    assert said.endswith("worse than recorded: all together")
 
 
 def test_what_cannot_be_compared_is_said(folder, capsys):
@@ -59,13 +70,31 @@ def test_what_cannot_be_compared_is_said(folder, capsys):
         check.main(check.Check((folder / "new",), "nonsense"))
 
 
-def test_false_alarms_are_as_rare_as_said():
-    """Scores from one and the same normal distribution, of five recorded seeds and three new ones."""
+@pytest.mark.parametrize("shape", ["normal", "all or nothing"])
+def test_false_alarms_are_as_rare_as_said(shape):
+    """Scores from one and the same distribution, of ten recorded seeds and three new ones; and of two tasks."""
     rng = np.random.default_rng(0)
-    old, again = 50 + 7 * rng.normal(size=(4000, 5)), 50 + 7 * rng.normal(size=(4000, 3))
-    bounds = np.array([check.prediction(scores, 3, 0.05, 0.0) for scores in old])
-    outside = (again.mean(1) < bounds[:, 0]) | (again.mean(1) > bounds[:, 1])
-    assert 0.035 < outside.mean() < 0.065
+
+    def draw(count):
+        return 100.0 * (rng.random(count) < 0.8) if shape == "all or nothing" else 50 + 7 * rng.normal(size=count)
+
+    single = np.array([check.chance([(draw(10), draw(3))]) for _ in range(1000)])
+    assert (single <= 0.05).mean() < 0.065
+    assert (single <= 0.005).mean() < 0.012
+    both = np.array([check.chance([(draw(3), draw(3)), (draw(10), draw(3))]) for _ in range(100)])
+    assert (both <= 0.05).mean() <= 0.1
+    if shape == "normal":
+        assert (single <= 0.05).mean() > 0.035
+
+
+def test_the_chance_is_the_share_of_deals_that_are_as_low():
+    recorded, fresh = np.array([3.0, 4.0, 5.0]), np.array([1.0, 4.0])
+    deals = list(itertools.combinations([3, 4, 5, 1, 4], 2))
+    assert check.chance([(recorded, fresh)]) == sum(sum(deal) <= 5 for deal in deals) / len(deals)
+    assert check.chance([(np.full(4, 100.0), np.full(3, 100.0))]) == 1.0
+    # Over two tasks of different units: both at their lowest, in 1 of 10 x 10 deals, and drawn at random.
+    low = (np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0])), (np.array([300.0, 400.0, 500.0]), np.array([1.0, 200.0]))
+    assert check.chance(low) == pytest.approx(0.01, abs=0.003)
 
 
 def test_a_fault_is_planted_in_a_copy(tmp_path):

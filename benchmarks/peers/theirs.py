@@ -1,8 +1,8 @@
-"""Times a peer's own update from a checkout of it: `updates.py PEER CHECKOUT SETTINGS`, run by benchmarks/updates.py.
+"""Times a peer's own update from a checkout of it: `theirs.py PEER CHECKOUT SETTINGS`, run by benchmarks/throughput.py.
 
-PEER is jax-corl, unifloral, corl or adaptive-bc. Their functions are called as their training scripts call them, on
-random data. It needs a Python with what their files import, but for gym, which Gymnasium stands in for, and for d4rl,
-wandb and pyrallis: of those nothing is used, and empty stand-ins are put in their place.
+PEER is rlpd, jax-corl, unifloral, corl or adaptive-bc. Their functions are called as their training scripts call them,
+on random data. It needs a Python with what their files import, but for gym, which Gymnasium stands in for, and for
+d4rl, wandb and pyrallis: of those nothing is used, and empty stand-ins are put in their place.
 """
 
 from __future__ import annotations
@@ -54,6 +54,33 @@ def random_data(settings: dict) -> dict[str, np.ndarray]:
         "terminals": np.zeros(rows, np.float32),
         "next_observations": rng.normal(size=(rows, settings["observation"])).astype(np.float32),
     }
+
+
+def rlpd(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """AntMaze's agent, on a minibatch of all gradient steps of one environment step."""
+    import gymnasium
+    import jax
+
+    sys.path.insert(0, str(checkout))
+    sys.modules["gym"], sys.modules["gym.spaces"] = gymnasium, gymnasium.spaces
+    importlib.import_module("tensorflow_probability.substrates.jax")  # some releases do not load it by themselves
+    from rlpd.agents import SACLearner
+
+    observation = gymnasium.spaces.Box(-1, 1, (settings["observation"],), np.float32)
+    action = gymnasium.spaces.Box(-1, 1, (settings["action"],), np.float32)
+    networks = {"hidden_dims": tuple(settings["hidden"]), "num_qs": 10, "num_min_qs": 1, "critic_layer_norm": True}
+    agent = SACLearner.create(0, observation, action, **networks, backup_entropy=False)
+    data = random_data(settings | {"rows": 256 * settings["utd"]})
+    names = ("observations", "actions", "rewards", "next_observations")
+    batch = {name: data[name] for name in names} | {"masks": 1 - data["terminals"]}
+
+    def run(updates: int) -> None:
+        nonlocal agent
+        for _ in range(updates // settings["utd"]):
+            agent, information = agent.update(batch, settings["utd"])
+        jax.block_until_ready((agent, information))
+
+    return run
 
 
 def jax_corl(checkout: Path, settings: dict) -> Callable[[int], None]:
@@ -181,7 +208,7 @@ def adaptive_bc(checkout: Path, settings: dict) -> Callable[[int], None]:
 
     def run(updates: int) -> None:
         for update in range(updates):
-            if update % 20 == 0:
+            if update % settings["utd"] == 0:
                 action = policy.select_action(state)
                 buffer.add(state, action, state, 0.0, 0.0)
             policy.train(buffer.sample(256))
@@ -191,7 +218,7 @@ def adaptive_bc(checkout: Path, settings: dict) -> Callable[[int], None]:
 
 def main(peer: str, checkout: str, settings: dict) -> None:
     """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
-    peers = {"jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "adaptive-bc": adaptive_bc}
+    peers = {"rlpd": rlpd, "jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "adaptive-bc": adaptive_bc}
     with contextlib.redirect_stdout(sys.stderr):  # what they print is not an answer
         run = peers[peer](Path(checkout), settings)
 
