@@ -137,6 +137,7 @@ class Session:
             "evaluation_seconds": 0.0,
             "compile_seconds": 0.0,
             "diverged_at_step": {},
+            "episode_scores": [],
         }
 
     # ------------------------------------------------------------------ checkpoints
@@ -162,7 +163,7 @@ class Session:
             _, arrays, progress = found
             if self.collector:
                 self.collector.restore(arrays, progress, self.announce)
-            self.progress = {k: progress[k] for k in self.progress}
+            self.progress |= {k: v for k, v in progress.items() if k in self.progress}
             for phase in list(self.phases)[1 : 1 + self.order(self.progress["phase"])]:
                 self.enter(phase)
             fresh = self.programs.host(self.learner)
@@ -225,6 +226,8 @@ class Session:
         agent = self.learner.agent
         outcomes = self.evaluator(lambda x: np.nan_to_num(self.programs.act(agent, x)), self.seeds, self.total_step)
         rows = [self.where(run) | outcome.row(self.task) for run, outcome in enumerate(outcomes)]
+        if self.headline == "score":
+            self.progress["episode_scores"] = [self.task.score(o.returns, o.success).tolist() for o in outcomes]
         self.directory.evaluations.append(rows)
         self.trackers.log("evaluation", rows)
         self.progress["evaluation_seconds"] += time.perf_counter() - start
@@ -246,6 +249,9 @@ class Session:
         end = list(self.phases.items())[-1]
         last = [row for row in rows if (row["phase"], int(row["step"])) == end]
         finals = [{k: float(r[k]) for k in ("score", "success", "return_mean")} for r in last]
+        if self.progress["episode_scores"]:
+            for final, scores in zip(finals, self.progress["episode_scores"], strict=True):
+                final["episode_scores"] = scores
         if self.online_steps and len(self.phases) > 1:
             for run, final in enumerate(finals):
                 final |= online_progress([row for row in rows if int(row["run"]) == run], self.headline)
@@ -253,7 +259,7 @@ class Session:
         steps = self.progress["learning_steps"]
         summary = {
             "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
-            "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0]},
+            "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0] if k != "episode_scores"},
             "diverged_at_step": self.progress["diverged_at_step"],
             "steps_per_second": self.speed(),
             "steps_per_second_with_evaluation": steps / max(1e-9, learning + evaluation),
