@@ -47,12 +47,26 @@ def test_loud_where_something_is_worse(folder, capsys):
     assert "0.0061" in said  # 1 of the 165 ways to deal 3 of 11
 
 
-def test_with_few_seeds_only_all_together_tells(folder, capsys):
-    asked = new(folder, a=[35, 36], b=[10, 20])
-    assert check.main(asked) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.count("too few seeds") == 2  # 1 of 45 is above 0.05 / 4
-    assert said.endswith("worse than recorded: all together")
+def test_few_seeds_say_nothing(folder, capsys):
+    for task in TASKS:
+        fake(folder / "new" / task / "a", task, [5, 6])  # in 1 of 45 deals; 0.05 / 3 is less
+    with pytest.raises(Refused, match="nothing to compare"):
+        check.main(check.Check((folder / "new",), "recorded"))
+    assert capsys.readouterr().out.count("too few seeds") == 3
+
+
+def test_small_losses_of_several_variants_add_up(folder, capsys):
+    scores = {"a": [50, 49, 52], "b": [29, 30, 30]}  # none of them rare
+    for task in TASKS:
+        for variant, values in scores.items():
+            fake(folder / "new" / task / variant, task, values)
+    assert check.main(check.Check((folder / "new",), "recorded")) == 0
+    # A seed that is the worst of all for every variant is one bad seed, not four.
+    again = [(np.arange(10.0), np.array([-1.0, 5.0, 5.0]))] * 4
+    assert check.chance(again) == check.chance(again[:1])
+    # Seeds that are each worst for another variant are together rarer than any by itself.
+    apart = [(np.full(10, 9.0) + np.arange(10) % 2, np.where(np.arange(3) == k, 0.0, 9.5)) for k in range(3)]
+    assert check.chance(apart) < 0.01 < min(check.chance([pair]) for pair in apart)
 
 
 def test_what_cannot_be_compared_is_said(folder, capsys):
@@ -83,6 +97,10 @@ def test_false_alarms_are_as_rare_as_said(shape):
     assert (single <= 0.005).mean() < 0.012
     both = np.array([check.chance([(draw(3), draw(3)), (draw(10), draw(3))]) for _ in range(100)])
     assert (both <= 0.05).mean() <= 0.1
+    # Seeds that are hard for both tasks alike.
+    hard = [(draw(10), draw(3)) for _ in range(500)]
+    alike = np.array([check.chance([(old, new), (old + 0.1 * draw(10), new + 0.1 * draw(3))]) for old, new in hard])
+    assert (alike <= 0.05).mean() < 0.075
     if shape == "normal":
         assert (single <= 0.05).mean() > 0.035
 
@@ -92,9 +110,12 @@ def test_the_chance_is_the_share_of_deals_that_are_as_low():
     deals = list(itertools.combinations([3, 4, 5, 1, 4], 2))
     assert check.chance([(recorded, fresh)]) == sum(sum(deal) <= 5 for deal in deals) / len(deals)
     assert check.chance([(np.full(4, 100.0), np.full(3, 100.0))]) == 1.0
-    # Over two tasks of different units: both at their lowest, in 1 of 10 x 10 deals, and drawn at random.
-    low = (np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0])), (np.array([300.0, 400.0, 500.0]), np.array([1.0, 200.0]))
-    assert check.chance(low) == pytest.approx(0.01, abs=0.003)
+    # Over two tasks of as many seeds, which are dealt together: both at their lowest, in 1 of 10 deals.
+    low = np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0])
+    assert check.chance([low, (100 * low[0], 100 * low[1])]) == 0.1
+    # Of as many seeds in one task and more in the other: in 1 of 10 times 1 of 15 deals, drawn at random.
+    more = np.array([3.0, 4.0, 5.0, 6.0]), np.array([1.0, 2.0])
+    assert check.chance([low, more]) == pytest.approx(1 / 150, abs=0.003)
 
 
 def test_a_fault_is_planted_in_a_copy(tmp_path):
