@@ -88,8 +88,8 @@ class Throughput:
     """Width of each hidden layer of all networks; without peers."""
     rounds: int = 7
     """Timings of everything."""
-    name: str = jax.default_backend()
-    """Of the files in benchmarks/results, after "throughput_"."""
+    name: str | None = None
+    """Of the files in benchmarks/results, after "throughput_"; default: cpu, gpu or tpu."""
     rlpd: Path | None = None
     """A checkout of ikostrikov/rlpd."""
     jax_corl: Path | None = None
@@ -378,7 +378,7 @@ def main(asked: Throughput) -> None:
     arguments = [f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]]
     checkouts = {name: getattr(asked, name) for name in PEERS}
     publish(
-        f"throughput_{asked.name}",
+        f"throughput_{asked.name or jax.default_backend()}",
         rows,
         "python -m benchmarks.throughput " + " ".join(arguments),
         peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},
