@@ -368,13 +368,18 @@ def main(asked: Throughput) -> None:
         raise Refused(f"--algorithms {unknown[0]}: there are {', '.join(OURS)}")
     if asked.hidden is not None and any(asked.peers(algorithm) for algorithm in OURS):
         raise Refused("--hidden: the peers' networks have their own widths; measure without them")
-    rows = [row for algorithm in asked.algorithms for row in measure(asked, algorithm)]
+    console, rows = Console(width=200), []
+    for algorithm in asked.algorithms:
+        found = measure(asked, algorithm)
+        rows += found
+        mine = (f"{row['updates_per_second']:.4g} ({row['whose']}, {row['runs']})" for row in found)
+        console.print(f"{algorithm}, updates per second: {', '.join(mine)}", highlight=False, soft_wrap=True)
     table = Table(title=f"throughput, {jax.default_backend()}")
     for column in rows[0]:
         table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*("" if v is None else v if isinstance(v, str) else f"{v:.3g}" for v in row.values()))
-    Console(width=200).print(table)
+    console.print(table)
     arguments = [f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]]
     checkouts = {name: getattr(asked, name) for name in PEERS}
     publish(
