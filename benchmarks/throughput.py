@@ -12,8 +12,10 @@ and ten critics), minibatches of 256, and draw them from random transitions, a m
 is critic steps, or the actor's where there is no critic. Ours are the programs of training.py: whole intervals of the
 offline phase; for rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
 
-The ceiling is measured too: the time of an update's matrix products alone, each shape by itself, no product counted
-twice that need be done but once. Rows go to benchmarks/results/throughput_NAME.{csv,json}.
+Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
+that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
+time, each shape by itself, which an update can beat where XLA does several small ones at once. Rows go to
+benchmarks/results/throughput_NAME.{csv,json}.
 """
 
 from __future__ import annotations
@@ -70,8 +72,6 @@ PEERS = {
     "adaptive_bc": ("redq_adaptive_bc",),
 }
 """Peer -> what it has."""
-REPEATED = 10
-"""Products in a row in one timing of the ceiling, so that their dispatch does not count."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Throughput:
         return {name: checkout for name, checkout in checkouts.items() if checkout is not None}
 
 
-# ---------------------------------------------------------------------- the ceiling
+# ---------------------------------------------------------------------- matrix products
 
 
 class Product(NamedTuple):
@@ -125,9 +125,9 @@ class Product(NamedTuple):
         free = [size for axis, size in enumerate(self.right) if axis not in (*contracted, *batch)]
         return 2.0 * float(np.prod(self.left)) * float(np.prod(free))
 
-    def timed(self) -> Callable[[], float]:
-        """A function that does it and says how long it took."""
-        left, rights = jnp.ones(self.left), jnp.ones((REPEATED, *self.right))
+    def timed(self, repeated: int = 10) -> Callable[[], float]:
+        """A function that does it some times in a row, so that dispatch does not count, and says how long one took."""
+        left, rights = jnp.ones(self.left), jnp.ones((repeated, *self.right))
         series = jax.jit(
             lambda left, rights: jax.lax.map(lambda right: jax.lax.dot_general(left, right, self.dimensions), rights)
         )
@@ -135,7 +135,7 @@ class Product(NamedTuple):
         def seconds() -> float:
             start = time.perf_counter()
             jax.block_until_ready(series(left, rights))
-            return (time.perf_counter() - start) / REPEATED
+            return (time.perf_counter() - start) / repeated
 
         seconds()
         return seconds
@@ -194,16 +194,25 @@ def _count(jaxpr: Any, rarely: float) -> Counter[Product]:
     return found
 
 
-class Ceiling:
-    """The matrix products of one update, alone."""
+DENSE = Product((2048, 2048), (2048, 2048), (((1,), (0,)), ((), ())))
+"""Large enough to run at the machine's full rate."""
+
+
+class Products:
+    """The matrix products of one update, without the update."""
 
     def __init__(self, counts: Counter[Product]):
         self.flops = sum(product.flops() * count for product, count in counts.items())
         self.parts = [(product.timed(), count) for product, count in counts.items()]
+        self.dense = DENSE.timed(repeated=2)
 
-    def timing(self) -> float:
-        """Seconds."""
+    def alone(self) -> float:
+        """Seconds of all of them, one after another."""
         return sum(seconds() * count for seconds, count in self.parts)
+
+    def at_dense_rate(self) -> float:
+        """Seconds of as many operations in one large product."""
+        return self.flops / DENSE.flops() * self.dense()
 
 
 # ---------------------------------------------------------------------- who is timed
@@ -327,13 +336,14 @@ def measure(asked: Throughput, algorithm: str) -> list[dict[str, Any]]:
     found = asked.peers(algorithm).items()
     peers = {name: Peer(name, checkout, algorithm, asked.peer_python) for name, checkout in found}
     ours = {runs: Ours(algorithm, runs, asked.hidden, asked.devices) for runs in asked.runs}
-    ceiling = Ceiling(ours[asked.runs[0]].counts())
+    bare = Products(ours[asked.runs[0]].counts())
     timings: dict[str | int, list[float]] = {name: [] for name in (*peers, *ours)}
-    alone = []
+    alone, dense = [], []
     for _ in range(asked.rounds):
         for name, timed in (*peers.items(), *ours.items()):
             timings[name].append(timed.timing())
-        alone.append(ceiling.timing())
+        alone.append(bare.alone())
+        dense.append(bare.at_dense_rate())
     for peer in peers.values():
         peer.close()
     rows = []
@@ -351,7 +361,8 @@ def measure(asked: Throughput, algorithm: str) -> list[dict[str, Any]]:
             "ms_per_update_max": 1e3 * max(values),
             "first_two_calls_seconds": timed.first_calls,
             "program_mib": None if memory is None else memory / 2**20,
-            "mflop_of_products": ceiling.flops / 1e6,
+            "mflop_of_products": bare.flops / 1e6,
+            "of_dense_rate": statistics.median(d / v for d, v in zip(dense, values, strict=True)),
             "of_products_alone": statistics.median(a / v for a, v in zip(alone, values, strict=True)),
         } | {
             f"times_{peer}": statistics.median(theirs / v for theirs, v in zip(timings[peer], values, strict=True))

@@ -127,6 +127,7 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
         one, three = csv.DictReader(file)
     assert (one["whose"], one["runs"], three["runs"], one["times_corl"]) == ("ours", "1", "3", "")
     assert float(one["of_products_alone"]) > 0
+    assert float(one["of_dense_rate"]) > 0
     np.testing.assert_allclose(
         float(one["mflop_of_products"]), 2 * 256 * (3 * (17 * 16 + 16 * 16 + 16 * 6) - 17 * 16) / 1e6
     )
