@@ -103,9 +103,9 @@ def test_drop_and_online_mean_by_hand():
     assert few == {"offline": 50, "drop": -10, "online_mean": 50}
 
 
-@pytest.mark.parametrize("at", [10, 20, 35])
+@pytest.mark.parametrize("at", [10, 20, 35, 50])
 def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, monkeypatch, at):
-    """Stopped before, at and after the switch, in the middle of an episode."""
+    """Stopped before, at and after the switch, in the middle of an episode; and after the last step."""
     name, whole = both
     if name != "iql" and at != 20:
         pytest.skip("the loop is the same; the switch is the algorithm's own")
@@ -115,6 +115,10 @@ def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, mo
     assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / "run")
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(whole / file)
+    finals = [json.loads((out / "summary.json").read_text())["final"] for out in (tmp_path / "run", whole)]
+    assert finals[0] == finals[1]
+    assert len(finals[0][0]["episode_scores"]) > 0
+    np.testing.assert_allclose([np.mean(f["episode_scores"]) for f in finals[0]], [f["score"] for f in finals[0]])
 
 
 def test_imitation_is_a_phase_of_exactly_its_steps(tmp_path, monkeypatch):
