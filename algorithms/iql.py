@@ -21,8 +21,8 @@ Differences from the authors' code: Xavier-uniform kernels instead of orthogonal
 Published, on D4RL's -v2 data (CORL's README and its fine-tuning results): hopper-medium 68, halfcheetah-medium 48,
 antmaze-umaze 77, and 97 after a million steps online.
 
-Measured, three seeds: 100,000 transitions of hopper-medium's recipe 93, where the authors' code comes to 83
-(benchmarks/results/official.csv); in small, pointmaze-medium 100 (smoke.csv).
+Measured: 100,000 transitions of hopper-medium's recipe 93, where the authors' code comes to 83, three seeds
+(benchmarks/results/official.csv); in small, pointmaze-medium 97, ten seeds (smoke.csv).
 
     python algorithms/iql.py --env antmaze-umaze
     python algorithms/iql.py --env antmaze-umaze --online-steps 1000000
