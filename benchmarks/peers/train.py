@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from updates import Anything, load
+from theirs import Anything, load
 
 Trained = tuple[Callable[[int], None], Callable[[np.ndarray], np.ndarray]]
 """n updates, and the actions [n, a] for observations [n, o]."""
