@@ -4,9 +4,10 @@
     python -m benchmarks.kill --what sweep --trials 10
 
 Every trial starts the same command, sends SIGKILL after a random share of the undisturbed run's time, resumes it with
-`--resume` and compares metrics.csv and eval.csv byte by byte. A sweep is killed so and repeated trial after trial, then
-left alone; at the end all its jobs must have written what an undisturbed sweep writes, none of the finished ones been
-touched again, and no half of a file be left. Results go to benchmarks/results/kill{,_sweep}.{csv,json}.
+`--resume` and compares metrics.csv and eval.csv byte by byte. A sweep is killed so and repeated until it comes to its
+end between two kills, when another is begun, and the last is left alone; all jobs of each must have written what an
+undisturbed sweep writes, none of the finished ones been touched again, and no half of a file be left. Results go to
+benchmarks/results/kill{,_sweep}.{csv,json}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,53 +126,61 @@ def differences(sound: Path, killed: Path) -> list[str]:
 
 
 def sweeps(kill: Kill) -> None:
-    """One sweep killed again and again; exit status 1 if it ends otherwise than an undisturbed one."""
+    """Sweeps killed again and again until done, as many as it takes; exit status 1 if any ends unlike a sound one."""
     moments = random.Random(kill.seed)
     rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         suite = Path(folder) / "suite.toml"
         suite.write_text(SUITE)
-
         environment = os.environ | {"MINARI_DATASETS_PATH": str(Path(folder) / "data")}
 
-        def command(out: str) -> list[str]:
-            return [sys.executable, "-m", "benchmarks.sweep", str(suite), "--runs", str(Path(folder) / out)]
+        def started(out: str) -> subprocess.Popen:
+            command = [sys.executable, "-m", "benchmarks.sweep", str(suite), "--runs", str(Path(folder) / out)]
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+        def ended(sweep: str) -> list[str]:
+            """What is wrong with a sweep that was left alone at last."""
+            return [f"{sweep}: {what}" for what in differences(Path(folder) / "sound" / "suite", Path(folder) / sweep)]
 
         for out in ("first", "sound"):  # the first one fills the cache of compiled programs
             began = time.perf_counter()
-            subprocess.run(command(out), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+            if started(out).wait():
+                raise SystemExit("the undisturbed sweep failed")
         seconds = time.perf_counter() - began
-        killed, seen = Path(folder) / "killed" / "suite", {}
-        for trial in range(kill.trials):
-            process = subprocess.Popen(command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-            waited = moments.uniform(0.1, 0.6) * seconds
-            time.sleep(waited)
-            process.kill()
-            process.wait()
-            now = state(killed)
-            row = {
-                "trial": trial,
-                "killed_after_seconds": round(waited, 1),
-                "jobs_begun": len(list(killed.rglob("config.json"))),
-                "jobs_finished": len(now),
-                "finished_ones_untouched": all(now.get(job) == when for job, when in seen.items()),
-            }
-            seen = now
-            rows.append(row)
-            print(row, flush=True)
-        status = subprocess.run(command("killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode
-        wrong = differences(Path(folder) / "sound" / "suite", killed)
-        untouched = all(state(killed)[job] == when for job, when in seen.items())
-    publish(
-        "kill_sweep",
-        rows,
-        f"python -m benchmarks.kill --what sweep --trials {kill.trials}",
-        suite=SUITE,
-        last_status=status,
-        different=wrong,
-    )
-    good = status == 0 and not wrong and untouched and all(row["finished_ones_untouched"] for row in rows)
-    print(f"killed {kill.trials} times and repeated: {'equal to' if good else 'DIFFERS from'} an undisturbed sweep")
+        number, seen = 0, {}
+        while True:
+            out = f"killed{number}"
+            process = started(out)
+            moment = moments.uniform(0.1, 0.6) * seconds if len(rows) < kill.trials else None
+            try:
+                status = process.wait(moment)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                status = process.wait()
+            now = state(Path(folder) / out)
+            untouched = all(now.get(job) == when for job, when in seen.items())
+            if status == -signal.SIGKILL:
+                row = {
+                    "sweep": number,
+                    "killed_after_seconds": round(moment, 1),
+                    "jobs_begun": len(list((Path(folder) / out).rglob("config.json"))),
+                    "jobs_finished": len(now),
+                    "finished_ones_untouched": untouched,
+                }
+                rows.append(row)
+                seen = now
+                print(row, flush=True)
+                continue
+            wrong += ended(f"{out}/suite") + [f"{out}: status {status}"] * (status != 0)
+            wrong += [f"{out}: a finished job was run again"] * (not untouched)
+            if moment is None or wrong:
+                break
+            number, seen = number + 1, {}
+    command = f"python -m benchmarks.kill --what sweep --trials {kill.trials}"
+    publish("kill_sweep", rows, command, suite=SUITE, sweeps=number + 1, different=wrong)
+    good = not wrong and all(row["finished_ones_untouched"] for row in rows)
+    print(f"{len(rows)} kills, {number + 1} sweeps: {'equal to' if good else 'DIFFERS from'} an undisturbed one", *wrong)
     raise SystemExit(not good)
 
 

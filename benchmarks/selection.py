@@ -122,7 +122,9 @@ def main(asked: Selection) -> None:
     for key, mine in found.items():
         cells = (mine.mean(), mine.mean(axis=1).max(), *(curves[key][:, t - 1].mean() for t in asked.shown()))
         table.add_row(*key, str(len(mine)), *(f"{cell:.1f}" for cell in cells))
-    Console(width=max(Console().width, 120)).print(table)
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(table)
     if asked.name is not None:
         command = "python -m benchmarks.selection " + " ".join(sys.argv[1:])
         publish(asked.name, rows, command, candidates=asked.policies, draws=asked.draws)

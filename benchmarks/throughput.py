@@ -162,11 +162,11 @@ def _count(jaxpr: Any, rarely: float) -> Counter[Product]:
         number |= {variable: next(numbers) for variable in jaxpr.constvars}
 
         def of(atom: Any) -> Hashable:
-            return number[atom] if atom in number else str(atom)
+            return str(atom.val) if hasattr(atom, "val") else number[atom]
 
         for equation in jaxpr.eqns:
             name, parameters = equation.primitive.name, equation.params
-            operands = [str(v.val) if hasattr(v, "val") else of(v) for v in equation.invars]
+            operands = [of(v) for v in equation.invars]
             inner = next((p.jaxpr for p in parameters.values() if hasattr(p, "jaxpr")), None)
             if name == "scan":
                 body = _count(inner, rarely)
@@ -188,7 +188,7 @@ def _count(jaxpr: Any, rarely: float) -> Counter[Product]:
                         found[Product(left, right, parameters["dimension_numbers"])] += 1
                 results = known[key]
             number.update(zip(equation.outvars, results, strict=True))
-        return [str(v.val) if hasattr(v, "val") else of(v) for v in jaxpr.outvars]
+        return [of(v) for v in jaxpr.outvars]
 
     walk(jaxpr, [next(numbers) for _ in jaxpr.invars])
     return found

@@ -383,10 +383,11 @@ class Session:
             self.announce(f"interrupted after step {self.progress['step']}; {kept}")
             return 128 + interruption.received
         summary = self.finish()
+        several = len(self.seeds) > 1
         self.announce(
-            f"final {self.headline}: {summary['final_mean'][self.headline]:.2f}, mean of {len(self.seeds)} runs, "
-            f"{self.run.eval_episodes} episodes each; {summary['steps_per_second']:.1f} steps/s of every run; "
-            f"results in {self.directory.path}"
+            f"final {self.headline}: {summary['final_mean'][self.headline]:.2f}, "
+            f"{f'mean of {len(self.seeds)} runs, ' * several}{self.run.eval_episodes} episodes{' each' * several}; "
+            f"{summary['steps_per_second']:.1f} steps/s{' of every run' * several}; results in {self.directory.path}"
         )
         return 0
 
