@@ -180,7 +180,8 @@ def sweeps(kill: Kill) -> None:
     command = f"python -m benchmarks.kill --what sweep --trials {kill.trials}"
     publish("kill_sweep", rows, command, suite=SUITE, sweeps=number + 1, different=wrong)
     good = not wrong and all(row["finished_ones_untouched"] for row in rows)
-    print(f"{len(rows)} kills, {number + 1} sweeps: {'equal to' if good else 'DIFFERS from'} an undisturbed one", *wrong)
+    verdict = "equal to" if good else "DIFFERS from"
+    print(f"{len(rows)} kills, {number + 1} sweeps: {verdict} an undisturbed one", *wrong)
     raise SystemExit(not good)
 
 

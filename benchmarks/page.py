@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import figures
+from benchmarks import figures, published
 from benchmarks.finished import Finished, names, scored
 from benchmarks.results import command_of
 from benchmarks.statistics import improvement
@@ -32,6 +32,12 @@ Cells = Sequence[Sequence[str]]
 def page(title: str, note: str, finals: Cells, runs: Sequence[Finished]) -> str:
     """The whole page; `finals` is the table of final scores."""
     parts = [f"<h1>{html.escape(title)}</h1>", "<h2>Final scores</h2>", table(finals), f"<p>{html.escape(note)}</p>"]
+    if beside := published.ranks(runs):
+        parts += [
+            "<h2>Beside published scores</h2>",
+            table(beside),
+            "<p>On D4RL's own data: the mean of all seeds, and the place it would have among the published means.</p>",
+        ]
     parts += ["<h2>Learning</h2>", picture(figures.curves(runs), "mean score of every variant against steps")]
     parts.append("<p>Lines are means, bands span all seeds, a grey line is the switch from offline to online.</p>")
     strata, (_, variants) = scored(runs), names(runs)

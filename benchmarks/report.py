@@ -12,6 +12,7 @@ first folder holds it with learning curves, performance profiles, probabilities 
     95 % interval    of either, by the percentile bootstrap that draws seeds anew within each task (stratified)
     steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases
     unrest           standard deviation of a seed's evaluations over the second half of its steps
+    beside others    the place among published scores, for runs on D4RL's very data (benchmarks/published.py)
     drop, online     offline to online: what was lost right after the switch, and the mean over the online phase
 
 The statistics are those of benchmarks/statistics.py.
@@ -29,7 +30,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks import figures
+from benchmarks import figures, published
 from benchmarks.finished import Finished, find, names
 from benchmarks.page import page
 from benchmarks.results import FOLDER, command_of, publish
@@ -127,6 +128,9 @@ def main(report: Report) -> None:
     console = Console()
     console.print(text, highlight=False, soft_wrap=True)
     console.print(note, highlight=False)
+    if beside := published.ranks(runs):
+        text += f"\n\n{markdown(beside)}"
+        console.print(markdown(beside), highlight=False, soft_wrap=True)
     written = report.runs[0] / "report.html"
     written.write_text(page(report.name or report.runs[0].resolve().name, note, finals, runs))
     console.print(f"with curves and costs: {written}", highlight=False, soft_wrap=True)

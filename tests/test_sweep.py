@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, results, sweep
+from benchmarks import published, report, results, sweep
 from benchmarks.page import costs
-from common import datasets, recipes
+from common import datasets, recipes, tasks
 from common.errors import Refused
+from common.recipes import locomotion
 from common.runs import RunDirectory
 
 SUITE = """
@@ -260,6 +261,28 @@ def test_the_page_stands_alone_and_compares_variants(tmp_path):
     summary.write_text(summary.read_text().replace('"score": 1,', '"score": null,'))
     report.main(report.Report((tmp_path,)))
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 1
+
+
+def test_scores_on_the_very_data_have_a_place_among_published_ones(tmp_path):
+    def learnt_from(folder: str, source: str, rows: int) -> None:
+        path = tmp_path / folder
+        fake(path, "hopper-medium", [60, 70])
+        config = json.loads((path / "config.json").read_text())
+        config["dataset"] |= {"source": source, "rows": rows}
+        (path / "config.json").write_text(json.dumps(config))
+
+    learnt_from("same", "d4rl:somewhere/hopper_medium-v2.hdf5", 999_906)
+    learnt_from("older", "d4rl:hopper_medium-v0.hdf5", 1_000_000)
+    learnt_from("part", "d4rl:hopper_medium-v2.hdf5", 500_000)
+    learnt_from("other", "minari:mujoco/hopper/medium-v0", 1_000_000)
+    lines = published.ranks(report.find([tmp_path]))
+    assert lines[:2] == [["variant", "hopper-medium"], ["same", "65.0, 5 of 11"]]
+    # Behind ReBRAC, EDAC, IQL and DT: CORL's README has 102.3, 101.7, 67.5 and 65.1 there.
+    assert ["TD3+BC (published)", "60.4 ± 3.5"] in lines
+    report.main(report.Report((tmp_path,)))
+    assert "65.0, 5 of 11" in (tmp_path / "report.html").read_text()
+    assert all(published.ADROIT_SIZES.get(task) or locomotion.usual_size(task) for task in published.table())
+    assert set(published.table()) <= set(tasks.names())
 
 
 def test_a_curve_puts_phases_one_after_another(tmp_path):
