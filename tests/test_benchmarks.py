@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from algorithms import bc
-from benchmarks import lengths, official, report, results, throughput, two_ways
+from benchmarks import lengths, official, report, results, scaling, throughput, two_ways
 from common import environments, tasks
 from common.errors import Refused
 
@@ -193,3 +193,32 @@ def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypa
     finished = (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns
     official.main(options)
     assert (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns == finished
+
+
+def test_jobs_go_to_whichever_machine_is_free():
+    assert scaling.makespan([3, 1, 2, 2], 1) == 8
+    assert scaling.makespan([3, 1, 2, 2], 2) == 4  # 3 + 1, 2 + 2
+    assert scaling.makespan([3, 1, 2, 2], 100) == 3
+
+
+def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(scaling, "environment_rate", lambda: 500.0)
+    columns = "algorithm,whose,runs,updates_per_second,first_two_calls_seconds\n"
+    rows = ["bc,ours,1,1000,5", "bc,ours,5,2000,10", "bc,corl,1,1,1", "rlpd,ours,1,1000,0", "rlpd,ours,5,5000,0"]
+    (tmp_path / "throughput_small.csv").write_text(columns + "\n".join(rows))
+    (tmp_path / "throughput_small.json").write_text('{"device": {"kind": "cpu", "cores": 2}}')
+    with pytest.raises(Refused, match="--throughput gpu: there are small"):
+        scaling.main(scaling.Scaling("gpu"))
+    scaling.main(scaling.Scaling("small", algorithms=2, tasks=3, seeds=10, machines=(1, 1000)))
+    with (tmp_path / "scaling_small.csv").open() as file:
+        one, many = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    # Ten seeds: cloning a million updates each, five at a time; RLPD five million; evaluations 200,000 steps of each
+    # seed at 2 x 500 per second, and RLPD's own 250,000.
+    cloning, rlpd = 10 + 10e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * 450
+    np.testing.assert_allclose(one["together_hours"], 3 * (cloning + rlpd) / 3600)
+    assert (one["together_jobs"], one["alone_jobs"], one["together_busy"]) == (6, 60, 1)
+    np.testing.assert_allclose(many["together_hours"], rlpd / 3600)
+    np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 450) / 3600)
+    assert "with 10 seeds" in (tmp_path / "scaling_small.md").read_text()
