@@ -147,7 +147,12 @@ class Session:
         host = self.programs.host
         agent = flatten(host(self.learner.agent))
         filled = self.progress["step"] if self.progress["phase"] == "online" else 0
-        rows = flatten(host(jax.tree.map(lambda x: x[:, :filled], self.learner.experience.rows))) if filled else {}
+        rows = {}
+        if filled:
+            # Cut to a power of two on the device, each of which is compiled once, and to what is filled on the host.
+            enough = 1 << (filled - 1).bit_length()
+            rows = flatten(host(jax.tree.map(lambda x: x[:, :enough], self.learner.experience.rows)))
+            rows = {name: leaf[:, :filled] for name, leaf in rows.items()}
         actions = {} if self.action is None else {"action": self.action}
         arrays, episodes = self.collector.state() if self.collector else ({}, {})
         self.checkpoints.save(
