@@ -23,7 +23,7 @@ import tyro
 from benchmarks import check
 from benchmarks.finished import find
 from benchmarks.results import publish
-from common.errors import Refused
+from common.errors import Refused, exiting
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (100, 200, 300)
@@ -103,8 +103,4 @@ def main(alarm: Alarm) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Alarm, description=__doc__)))
-    except Refused as refusal:
-        print(f"alarm: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("alarm", lambda: main(tyro.cli(Alarm, description=__doc__)))

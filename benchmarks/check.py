@@ -16,7 +16,6 @@ import csv
 import itertools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.finished import Finished, find
 from benchmarks.results import FOLDER
-from common.errors import Refused
+from common.errors import Refused, exiting
 
 ALARMS = 0.05
 """How often a check of unchanged code may find anything worse."""
@@ -170,8 +169,4 @@ def main(check: Check) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Check, description=__doc__)))
-    except Refused as refusal:
-        print(f"check: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("check", lambda: main(tyro.cli(Check, description=__doc__)))

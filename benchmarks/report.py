@@ -35,7 +35,7 @@ from benchmarks.finished import Finished, find, names
 from benchmarks.page import page
 from benchmarks.results import FOLDER, command_of, publish
 from benchmarks.statistics import Statistic, interquartile_mean, interval, mean
-from common.errors import Refused
+from common.errors import exiting
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,4 @@ def main(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Report, description=__doc__))
-    except Refused as refusal:
-        print(f"report: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("report", lambda: main(tyro.cli(Report, description=__doc__)))

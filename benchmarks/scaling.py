@@ -33,7 +33,7 @@ from benchmarks.report import markdown
 from benchmarks.results import FOLDER, publish
 from benchmarks.throughput import ONLINE
 from common import environments, tasks
-from common.errors import Refused
+from common.errors import Refused, exiting
 
 OFFLINE_UPDATES, ONLINE_STEPS, UTD = 1_000_000, 250_000, 20
 EVALUATIONS, EPISODES, HORIZON = 20, 10, 1000
@@ -186,8 +186,4 @@ Algorithms that have not been measured are taken to cost what the {len(together)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Scaling, description=__doc__))
-    except Refused as refusal:
-        print(f"scaling: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("scaling", lambda: main(tyro.cli(Scaling, description=__doc__)))

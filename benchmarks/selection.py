@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.figures import style
 from benchmarks.finished import Finished, find
 from benchmarks.results import FOLDER, publish
-from common.errors import Refused
+from common.errors import Refused, exiting
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,4 @@ def draw(curves: dict[tuple[str, str], np.ndarray]) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Selection, description=__doc__))
-    except Refused as refusal:
-        print(f"selection: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("selection", lambda: main(tyro.cli(Selection, description=__doc__)))

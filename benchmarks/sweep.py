@@ -54,7 +54,7 @@ from rich.console import Console
 from benchmarks import cluster
 from benchmarks.results import without_folder
 from common import commandline, datasets, recipes, tasks
-from common.errors import Refused
+from common.errors import Refused, exiting
 from common.machine import tied
 from common.runs import making, write_json
 
@@ -336,8 +336,4 @@ def script(sweep: Sweep, name: str, numbers: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Sweep, description=__doc__)))
-    except Refused as refusal:
-        print(f"sweep: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("sweep", lambda: main(tyro.cli(Sweep, description=__doc__)))

@@ -44,7 +44,7 @@ from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
 from benchmarks.results import publish
 from common import tasks
 from common.datasets import Dataset
-from common.errors import Refused
+from common.errors import Refused, exiting
 from common.machine import cores
 from common.programs import Learner, Programs
 from common.replay import Episode, Replay
@@ -410,8 +410,4 @@ def commit_of(checkout: Path) -> str:
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is among what is measured
-    try:
-        main(tyro.cli(Throughput, description=__doc__))
-    except Refused as refusal:
-        print(f"throughput: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    exiting("throughput", lambda: main(tyro.cli(Throughput, description=__doc__)))

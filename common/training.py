@@ -24,7 +24,7 @@ from common.collection import Collector
 from common.commandline import Request
 from common.datasets import cards
 from common.environments import Environment
-from common.errors import Refused
+from common.errors import Refused, exiting
 from common.evaluation import Evaluator
 from common.machine import cores
 from common.programs import Learner, Programs
@@ -504,10 +504,4 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
 
 def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
     """The command line of an algorithm file. Leaves with status 0 only when the run has finished."""
-    console = Console()
-    try:
-        status = serve(agent_class, config_class, presets, sys.argv[1:], console)
-    except Refused as refusal:
-        print(f"{Path(sys.argv[0]).name}: {refusal}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], Console()))

@@ -11,7 +11,6 @@ Exit status 2, with one line that says what is wrong, for whatever cannot be ser
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from rich.console import Console
 from common import datasets, recipes, tasks
 from common.datasets import cards, pixels
 from common.datasets.sources import is_here
-from common.errors import Refused
+from common.errors import Refused, exiting
 from common.runs import making
 
 CONSOLE = Console()
@@ -117,11 +116,9 @@ def _show(task: tasks.Task, source: str) -> None:
 def main() -> None:
     """Serve one command."""
     commands = {"list": list_tasks, "info": info, "download": download, "make": make, "check": check}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m common.datasets", description=__doc__)
-    except Refused as refusal:
-        print(f"common.datasets: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    program = "python -m common.datasets"
+    cli = tyro.extras.subcommand_cli_from_dict
+    exiting("common.datasets", lambda: cli(commands, prog=program, description=__doc__))
 
 
 if __name__ == "__main__":
