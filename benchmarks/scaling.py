@@ -148,7 +148,9 @@ def main(asked: Scaling) -> None:
     text = page(asked, found, together, alone, rate, f"{device['kind']}, {device['cores']} cores")
     Console().print(Markdown(text))
     command = "python -m benchmarks.scaling " + " ".join(sys.argv[1:])
-    written = publish(f"scaling_{asked.throughput}", found, command.strip(), environment_steps_per_second=rate)
+    measured_at = {key: about.get(key) for key in ("command", "commit", "device")}
+    more = {"environment_steps_per_second": rate, "throughput": measured_at}
+    written = publish(f"scaling_{asked.throughput}", found, command.strip(), **more)
     written.with_suffix(".md").write_text(text)
 
 
@@ -166,10 +168,12 @@ def page(
         for name in ("together", "alone"):
             cells += [duration(3600 * row[f"{name}_hours"]), f"{row[f'{name}_busy']:.0%}"]
         lines.append(cells)
-    longest = {name: max(kind.values(), key=lambda c: c.whole) for name, kind in (("all", together), ("one", alone))}
-    most = [row["together_machine_hours"] * 3600 / longest["all"].whole for row in found[:1]]
-    most += [row["alone_machine_hours"] * 3600 / longest["one"].whole for row in found[:1]]
-    extra = found[0]["alone_machine_hours"] / found[0]["together_machine_hours"]
+    first, limits = found[0], []
+    for name, kind in (("together", together), ("alone", alone)):
+        longest = max(each.whole for each in kind.values())
+        limits.append((f"{3600 * first[f'{name}_machine_hours'] / longest:,.0f}", duration(longest)))
+    (many, soon), (more, sooner) = limits
+    extra = first["alone_machine_hours"] / first["together_machine_hours"]
     return f"""# {asked.algorithms} algorithms on {asked.tasks} tasks with {asked.seeds} seeds
 
 At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} environment steps per second and core).
@@ -178,9 +182,9 @@ At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} 
 
 {markdown(lines)}
 
-No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, more than
-{most[0]:,.0f} machines are of no use, and the end comes after {duration(longest["all"].whole)}; with one seed in each,
-which costs {extra:.2f} times as many machine hours, more than {most[1]:,.0f}, after {duration(longest["one"].whole)}.
+No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, more than {many}
+machines are of no use, and the end comes after {soon}; with one seed in each, which costs {extra:.2f} times as many
+machine hours, more than {more}, after {sooner}.
 Algorithms that have not been measured are taken to cost what the {len(together)} measured ones cost in the mean.
 """
 
