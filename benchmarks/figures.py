@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from benchmarks.finished import Finished, names
 from benchmarks.statistics import interquartile_mean, interval, mean, optimality_gap, profile
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-"""Of Okabe and Ito, but for yellow: distinct to the colour-blind."""
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
+"""Of Okabe and Ito, with Tol's wine instead of yellow: distinct to the colour-blind."""
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (8, 2, 1, 2))]
 MARKERS = "os^Dv<>Pp"
 
