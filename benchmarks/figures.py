@@ -14,8 +14,9 @@ from benchmarks.statistics import interquartile_mean, interval, mean, optimality
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
 """Of Okabe and Ito, with Tol's wine instead of yellow: distinct to the colour-blind."""
-DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (8, 2, 1, 2))]
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (8, 2, 1, 2))]
 MARKERS = "os^Dv<>Pp"
+"""Eight, seven and nine: none repeats where another does."""
 
 
 def style(number: int) -> dict[str, Any]:
