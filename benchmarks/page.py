@@ -111,7 +111,7 @@ def costs(runs: Sequence[Finished]) -> Cells:
         )
         lines.append([
             run.task, variant, str(count), kind,
-            minutes(summary.get("learning_seconds")), minutes(summary.get("evaluation_seconds")),
+            duration(summary.get("learning_seconds")), duration(summary.get("evaluation_seconds")),
             f"{count * summary['steps_per_second']:.4g}",
             f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB" if "peak_memory_bytes" in summary else "",
         ])  # fmt: skip
@@ -128,6 +128,8 @@ def origins(runs: Sequence[Finished]) -> Cells:
     return lines
 
 
-def minutes(seconds: float | None) -> str:
-    """A duration in minutes."""
-    return "" if seconds is None else f"{seconds / 60:.1f} min"
+def duration(seconds: float | None) -> str:
+    """In seconds below one minute, then in minutes."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
