@@ -31,8 +31,8 @@ good: the buffer of their code has 250,000 rows, and so overwrites them at the v
 Published as curves alone; REDQ from scratch, with SAC's actor, returns 3555 on Hopper-v4 after 250,000 steps (ten runs
 in the repository of SimbaV2).
 
-Measured, in small: pointmaze-umaze 100, ten seeds (benchmarks/results/smoke.csv); after 8,000 steps online, three seeds,
-hopper-medium 50, where alpha fixed at 0, 0.1 and 0.4 ends at 13, 18 and 50 (adaptive_bc_small.csv).
+Measured, in small: pointmaze-umaze 100, ten seeds (benchmarks/results/smoke.csv); hopper-medium 50 after 8,000 steps
+online, where alpha fixed at 0, 0.1 and 0.4 ends at 13, 18 and 50, three seeds (adaptive_bc_small.csv).
 
     python algorithms/redq_adaptive_bc.py --env hopper-medium-replay
 """
