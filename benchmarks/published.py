@@ -56,7 +56,7 @@ def comparable(run: Finished) -> bool:
         return False
     called = re.sub(r"[-_]+", "-", Path(name).stem.lower())
     size = ADROIT_SIZES.get(run.task) or locomotion.usual_size(run.task)
-    # D4RL's counts are rounded: where two sets were joined, the cut episode at the end of each had been left out.
+    # D4RL's own counts are round numbers; a file may hold a few rows less.
     return called == f"{run.task}-v{known[0].version}" and abs(card["rows"] - size) <= size / 1000
 
 

@@ -38,6 +38,8 @@ from common.errors import Refused, exiting
 OFFLINE_UPDATES, ONLINE_STEPS, UTD = 1_000_000, 250_000, 20
 EVALUATIONS, EPISODES, HORIZON = 20, 10, 1000
 TASK = "halfcheetah-medium"
+COLUMNS = {"algorithm", "whose", "runs", "updates_per_second", "first_two_calls_seconds"}
+"""Of throughput_NAME.csv, those that count."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,19 @@ def duration(seconds: float) -> str:
 
 def main(asked: Scaling) -> None:
     """Reckon, print, write."""
+    if min(asked.algorithms, asked.tasks, asked.seeds, asked.cores or 1, *asked.machines) < 1:
+        raise Refused("--algorithms, --tasks, --seeds, --cores and --machines must be at least 1")
     stem = FOLDER / f"throughput_{asked.throughput}"
     if not stem.with_suffix(".csv").is_file():
         known = sorted(path.stem.removeprefix("throughput_") for path in FOLDER.glob("throughput_*.csv"))
         raise Refused(f"--throughput {asked.throughput}: there are {', '.join(known)}")
     with stem.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    if (
+        not rows
+        or not {"algorithm", "whose", "runs", "updates_per_second", "first_two_calls_seconds"} <= rows[0].keys()
+    ):
+        raise Refused(f"{stem.name}.csv has other columns: measure anew with python -m benchmarks.throughput")
     about = json.loads(stem.with_suffix(".json").read_text())
     device, measured = about["device"], list(dict.fromkeys(row["algorithm"] for row in rows))
     rate = environment_rate()

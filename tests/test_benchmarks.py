@@ -211,6 +211,11 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     (tmp_path / "throughput_small.json").write_text('{"device": {"kind": "cpu", "cores": 2}}')
     with pytest.raises(Refused, match="--throughput gpu: there are small"):
         scaling.main(scaling.Scaling("gpu"))
+    with pytest.raises(Refused, match="must be at least 1"):
+        scaling.main(scaling.Scaling("small", machines=(0,)))
+    (tmp_path / "throughput_old.csv").write_text("algorithm,runs\nbc,1")
+    with pytest.raises(Refused, match=r"throughput_old\.csv has other columns: measure anew"):
+        scaling.main(scaling.Scaling("old"))
     scaling.main(scaling.Scaling("small", algorithms=2, tasks=3, seeds=10, machines=(1, 1000)))
     with (tmp_path / "scaling_small.csv").open() as file:
         one, many = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
