@@ -4,8 +4,8 @@
 
 From what was measured in benchmarks/results/throughput_NAME.csv (updates per second and first calls of every algorithm
 there is, on one machine) and from the environment steps that a core of this machine takes per second; the rest is
-arithmetic. A benchmark is algorithms x tasks x seeds; of the algorithms that have not been written, each is taken to
-cost what the measured ones cost in the mean. A job is an algorithm on a task with all its seeds side by side, or with
+arithmetic. A benchmark is algorithms x tasks x seeds; those that have not been written are taken to cost what the
+measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or with
 one; a job is never spread over machines, jobs do not speak with each other, and go to whichever machine is free, the
 longest first. Sizes are the papers': a million updates offline, 250,000 environment steps of twenty updates each where
 an algorithm learns online, and twenty evaluations of ten episodes of a thousand steps.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import itertools
 import json
 import sys
 import time
@@ -130,10 +131,7 @@ def main(asked: Scaling) -> None:
         raise Refused(f"--throughput {asked.throughput}: there are {', '.join(known)}")
     with stem.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    if (
-        not rows
-        or not {"algorithm", "whose", "runs", "updates_per_second", "first_two_calls_seconds"} <= rows[0].keys()
-    ):
+    if not rows or not COLUMNS <= rows[0].keys():
         raise Refused(f"{stem.name}.csv has other columns: measure anew with python -m benchmarks.throughput")
     about = json.loads(stem.with_suffix(".json").read_text())
     device, measured = about["device"], list(dict.fromkeys(row["algorithm"] for row in rows))
@@ -144,12 +142,11 @@ def main(asked: Scaling) -> None:
         return {algorithm: cost(rows, algorithm, seeds, all_cores) for algorithm in measured}
 
     together, alone = jobs(asked.seeds), jobs(1)
-    times = asked.algorithms / len(measured) * asked.tasks
-    found = []
+    count, found = asked.algorithms * asked.tasks, []
     for machines in asked.machines:
         row: dict[str, float] = {"machines": machines}
         for name, kind, of_each in (("together", together, 1), ("alone", alone, asked.seeds)):
-            lengths = [each.whole for each in kind.values() for _ in range(round(times) * of_each)]
+            lengths = [each.whole for each in itertools.islice(itertools.cycle(kind.values()), count * of_each)]
             seconds = makespan(lengths, machines)
             row |= {f"{name}_jobs": len(lengths), f"{name}_hours": seconds / 3600}
             row |= {f"{name}_machine_hours": sum(lengths) / 3600, f"{name}_busy": sum(lengths) / machines / seconds}
@@ -194,7 +191,7 @@ At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} 
 No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, more than {many}
 machines are of no use, and the end comes after {soon}; with one seed in each, which costs {extra:.2f} times as many
 machine hours, more than {more}, after {sooner}.
-Algorithms that have not been measured are taken to cost what the {len(together)} measured ones cost in the mean.
+Algorithms that have not been measured are taken to cost what the {len(together)} measured ones cost, in turn.
 """
 
 
