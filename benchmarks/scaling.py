@@ -131,7 +131,7 @@ def main(asked: Scaling) -> None:
         raise Refused(f"--throughput {asked.throughput}: there are {', '.join(known)}")
     with stem.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or not COLUMNS <= rows[0].keys():
+    if not rows or COLUMNS - rows[0].keys():
         raise Refused(f"{stem.name}.csv has other columns: measure anew with python -m benchmarks.throughput")
     about = json.loads(stem.with_suffix(".json").read_text())
     device, measured = about["device"], list(dict.fromkeys(row["algorithm"] for row in rows))
