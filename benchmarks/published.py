@@ -2,7 +2,7 @@
 
 published.csv: means and deviations of the last scores of ten offline algorithms, from the README of tinkoff-ai/CORL
 (Apache-2.0). A score has a place among them only if it was learnt from the same data: a D4RL file (`d4rl:`) that bears
-the set's name with its version and has its number of transitions (Fu et al., 2020, table of the appendix). Minari's
+the set's name with its version and has its number of transitions, as Fu et al., 2020, give it roughly. Minari's
 sets, recipes, parts of a set and files under other names have none.
 """
 
