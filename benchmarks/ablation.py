@@ -130,7 +130,7 @@ def main(ablation: Ablation) -> None:
     stem = publish(
         f"rlpd_ablation_{ablation.env}",
         rows,
-        f"python -m benchmarks.ablation --env {ablation.env} --num-seeds {ablation.num_seeds} --jobs {ablation.jobs}",
+        "benchmarks.ablation",
         flags={name: " ".join(flags) for name, flags in VARIANTS.items()},
         commits=sorted({str(c["commit"]) for c in configs.values()}),
         dataset={k: first["dataset"][k] for k in ("source", "fingerprint", "transitions")},

@@ -95,7 +95,7 @@ def main(alarm: Alarm) -> int:
         found = rows_of(name, True, runs)
         wrong += [] if any(row["said"] == "worse" for row in found) else [name]
         rows += found
-    publish("alarm", rows, "python -m benchmarks.alarm", changed=changed)
+    publish("alarm", rows, "benchmarks.alarm", changed=changed)
     for row in rows:
         print(f"{row['case']:32} {row['variant']:16} {row['new']:6.1f}   {row['said']}")
     print(f"wrong about: {', '.join(wrong)}" if wrong else "every fault seen, nothing else accused")

@@ -241,7 +241,7 @@ def main(training: Training) -> None:
             window[:] = 0
             save(learner.policy, training.weights)
     save(learner.policy, training.weights)
-    publish("ant_controller", rows, f"python -m benchmarks.ant_controller --minutes {training.minutes:g}")
+    publish("ant_controller", rows, "benchmarks.ant_controller", minutes=training.minutes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and antmaze_coverage.png.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -130,12 +129,11 @@ def draw(places: dict[str, np.ndarray]) -> None:
 def main(options: AntMazeData) -> None:
     """Walks, then the recipes, then the picture."""
     console = Console()
-    command = "python -m benchmarks.antmaze_data " + " ".join(sys.argv[1:])
     if options.episodes:
-        publish("antmaze_walks", walks(options.episodes, console), command)
+        publish("antmaze_walks", walks(options.episodes, console), "benchmarks.antmaze_data")
     described = {name: describe(name, options.size, console) for name in options.tasks}
     if described:
-        publish("antmaze_recipes", [row for row, _ in described.values()], command)
+        publish("antmaze_recipes", [row for row, _ in described.values()], "benchmarks.antmaze_data")
         draw({name: positions for name, (_, positions) in described.items()})
 
 

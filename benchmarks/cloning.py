@@ -9,7 +9,6 @@ to benchmarks/results/cloning_TASK.{csv,json}.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +114,7 @@ def main(options: Cloning) -> None:
             }
             rows.append(row)
             console.print(f"{name} seed {seed}: {row['success']:.0f} % (D4RL's data: {row['success_on_d4rl']:.0f} %)")
-        publish(f"cloning_{name}", rows, "python -m benchmarks.cloning " + " ".join(sys.argv[1:]))
+        publish(f"cloning_{name}", rows, "benchmarks.cloning")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def runs(kill: Kill) -> None:
             }
             rows.append(row)
             print(row, flush=True)
-    publish("kill", rows, f"python -m benchmarks.kill --trials {kill.trials}", arguments=kill.arguments)
+    publish("kill", rows, "benchmarks.kill", arguments=kill.arguments)
     good = sum(r["status"] == 0 and r["metrics_equal"] and r["evaluations_equal"] for r in rows)
     print(f"{good} of {len(rows)} runs resumed and equal the undisturbed one")
     raise SystemExit(good != len(rows))
@@ -177,8 +177,7 @@ def sweeps(kill: Kill) -> None:
             if moment is None or wrong:
                 break
             number, seen = number + 1, {}
-    command = f"python -m benchmarks.kill --what sweep --trials {kill.trials}"
-    publish("kill_sweep", rows, command, suite=SUITE, sweeps=number + 1, different=wrong)
+    publish("kill_sweep", rows, "benchmarks.kill", suite=SUITE, sweeps=number + 1, different=wrong)
     good = not wrong and all(row["finished_ones_untouched"] for row in rows)
     verdict = "equal to" if good else "DIFFERS from"
     print(f"{len(rows)} kills, {number + 1} sweeps: {verdict} an undisturbed one", *wrong)

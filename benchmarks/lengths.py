@@ -54,7 +54,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-    publish("lengths", rows, "python -m benchmarks.lengths")
+    publish("lengths", rows, "benchmarks.lengths")
 
 
 if __name__ == "__main__":

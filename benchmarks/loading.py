@@ -157,8 +157,7 @@ def main(options: Loading) -> None:
             }
             table.append(row)
             console.print(f"{seconds:.2f} s  " + "  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
-    command = f"python -m benchmarks.loading --task {options.task} --rows {options.rows} --frames {options.frames}"
-    publish("loading", table, command)
+    publish("loading", table, "benchmarks.loading", task=options.task, rows=options.rows, frames=options.frames)
 
 
 if __name__ == "__main__":

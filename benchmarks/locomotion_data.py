@@ -7,7 +7,6 @@ Results go to benchmarks/results/locomotion_recipes.{csv,json}. Scores are on D4
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ def main(options: LocomotionData) -> None:
     for name in options.tasks:
         rows.append(describe(name, options.size, console))
         console.print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k != "fingerprint"), highlight=False)
-    publish("locomotion_recipes", rows, "python -m benchmarks.locomotion_data " + " ".join(sys.argv[1:]))
+    publish("locomotion_recipes", rows, "benchmarks.locomotion_data")
 
 
 if __name__ == "__main__":

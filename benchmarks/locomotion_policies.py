@@ -12,7 +12,6 @@ benchmarks/results/locomotion_policies_BODY.{csv,json}; the command that made a 
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -161,7 +160,7 @@ def main(training: Training) -> None:
     publish(
         f"locomotion_policies_{training.body}",
         rows,
-        "python -m benchmarks.locomotion_policies " + " ".join(sys.argv[1:]),
+        "benchmarks.locomotion_policies",
         replay=replay,
         medium=replay[-1],
         expert=expert,

@@ -20,7 +20,6 @@ The statistics are those of benchmarks/statistics.py.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +139,7 @@ def main(report: Report) -> None:
     stem = publish(
         report.name,
         rows_of(runs),
-        "python -m benchmarks.report " + " ".join(sys.argv[1:]),
+        "benchmarks.report",
         runs={f"{run.task}, {run.variant}": command_of(run.config) for run in runs},
         commits=sorted({str(run.config["commit"]) for run in runs}),
         datasets={

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,26 @@ def command_of(config: Mapping[str, Any]) -> str:
     return f"python algorithms/{config['algorithm']}.py {' '.join(arguments)}"
 
 
-def publish(name: str, rows: Sequence[Mapping[str, Any]], command: str, **more: Any) -> Path:
-    """Write benchmarks/results/NAME.csv and NAME.json (command, commit, versions, device, `more`); the stem of both."""
+def invocation(program: str) -> str:
+    """What was typed to start `program`, a module; of paths that lie elsewhere only the last part, which travels."""
+    shown = [
+        f".../{Path(a).name}" if Path(a).is_absolute() or ".." in Path(a).parts else shlex.quote(a)
+        for a in sys.argv[1:]
+    ]
+    return " ".join(["python -m", program, *shown])
+
+
+def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: Any) -> Path:
+    """Write benchmarks/results/NAME.csv and NAME.json (how `program` was called, commit, versions, device, `more`).
+
+    Returns the stem of both files.
+    """
     FOLDER.mkdir(exist_ok=True)
     stem = FOLDER / name
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    about = {"command": command, "commit": commit(), "versions": versions(), "device": device()}
+    about = {"command": invocation(program), "commit": commit(), "versions": versions(), "device": device()}
     write_json(stem.with_suffix(".json"), about | more)
     return stem

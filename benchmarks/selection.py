@@ -17,7 +17,6 @@ benchmarks/results/NAME.{csv,json,png}.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +125,7 @@ def main(asked: Selection) -> None:
     console.width = max(console.width, 120)
     console.print(table)
     if asked.name is not None:
-        command = "python -m benchmarks.selection " + " ".join(sys.argv[1:])
-        publish(asked.name, rows, command, candidates=asked.policies, draws=asked.draws)
+        publish(asked.name, rows, "benchmarks.selection", candidates=asked.policies, draws=asked.draws)
         draw(curves).savefig(FOLDER / f"{asked.name}.png", dpi=130)
 
 

@@ -391,12 +391,11 @@ def main(asked: Throughput) -> None:
     for row in rows:
         table.add_row(*("" if v is None else v if isinstance(v, str) else f"{v:.3g}" for v in row.values()))
     console.print(table)
-    arguments = [f".../{Path(a).name}" if "/" in a else a for a in sys.argv[1:]]
     checkouts = {name: getattr(asked, name) for name in PEERS}
     publish(
         f"throughput_{asked.name or jax.default_backend()}",
         rows,
-        "python -m benchmarks.throughput " + " ".join(arguments),
+        "benchmarks.throughput",
         peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},
     )
 

@@ -3,6 +3,7 @@
 import ast
 import csv
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -131,6 +132,20 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
     np.testing.assert_allclose(
         float(one["mflop_of_products"]), 2 * 256 * (3 * (17 * 16 + 16 * 16 + 16 * 6) - 17 * 16) / 1e6
     )
+
+
+def test_a_result_says_how_it_was_made_without_the_machines_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["x", "runs/sweeps/smoke", "--name", "two words", "--rlpd", "../rlpd", "--corl", str(tmp_path / "corl")],
+    )
+    stem = results.publish("test", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}], "benchmarks.report", more=3)
+    about = json.loads(stem.with_suffix(".json").read_text())
+    expected = "python -m benchmarks.report runs/sweeps/smoke --name 'two words' --rlpd .../rlpd --corl .../corl"
+    assert (about["command"], about["more"]) == (expected, 3)
+    assert {"commit", "versions", "device"} < about.keys()
+    assert stem.with_suffix(".csv").read_text().splitlines() == ["a,b", '1,"x,y"', "2,"]
 
 
 def test_every_line_of_a_file_is_counted_once():
