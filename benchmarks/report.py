@@ -5,7 +5,8 @@
 RUNS are folders with finished runs somewhere below them; a sweep's folder says which variant each run is, elsewhere a
 run is called by its folder; every point of a grid is a variant of its own. The table is printed; report.html in the
 first folder holds it with learning curves, performance profiles, probabilities of improvement, costs and commands; with
-`--name`, table, rows and curves are written to benchmarks/results/NAME.{csv,md,json,png}:
+`--name`, table, rows and curves are written to benchmarks/results/NAME.{csv,md,json,png}, and every evaluation to
+NAME_evaluations.csv:
 
     final score      of every seed at the end of training, never the best on the way; diverged seeds count as they score
     mean, IQM        over all seeds and tasks; the interquartile mean leaves out the lowest and the highest quarter
@@ -35,6 +36,7 @@ from benchmarks.page import page
 from benchmarks.results import FOLDER, command_of, publish
 from benchmarks.statistics import Statistic, interquartile_mean, interval, mean
 from common.errors import exiting
+from common.runs import Table
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
                 "steps_per_second": run.summary["steps_per_second"],
             })  # fmt: skip
     return rows
+
+
+def evaluations_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """One row per task, variant, seed and evaluation: what the curves are drawn from."""
+    kept = ("seed", "phase", "step", "episodes", "score", "return_mean")
+    return [
+        {"task": run.task, "variant": run.variant} | {key: row[key] for key in kept}
+        for run in runs
+        for row in run.evaluations
+    ]
 
 
 def table(runs: Sequence[Finished]) -> list[list[str]]:
@@ -147,6 +159,7 @@ def main(report: Report) -> None:
         },
         evaluation_episodes=sorted({run.config["run"]["eval_episodes"] for run in runs}),
     )
+    Table(FOLDER / f"{report.name}_evaluations.csv").keep(evaluations_of(runs))
     stem.with_suffix(".md").write_text(f"{text}\n\n{note}\n")
     figures.curves(runs).savefig(FOLDER / f"{report.name}.png", dpi=130)
 

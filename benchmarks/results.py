@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runs import commit, device, versions, write_json
+from common.runs import Table, commit, device, versions, write_json
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -44,10 +43,7 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: 
     """
     FOLDER.mkdir(exist_ok=True)
     stem = FOLDER / name
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    Table(stem.with_suffix(".csv")).keep(rows)
     about = {"command": invocation(program), "commit": commit(), "versions": versions(), "device": device()}
     write_json(stem.with_suffix(".json"), about | more)
     return stem

@@ -117,8 +117,8 @@ class Table:
         text = self.path.read_text()
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
-    def keep(self, wanted: Iterable[dict[str, str]]) -> None:
-        """Replace the table by these of its rows."""
+    def keep(self, wanted: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the table by these rows, at once."""
         wanted = list(wanted)
         if not wanted:
             self.path.unlink(missing_ok=True)

@@ -202,11 +202,11 @@ def fake(folder: Path, task: str, scores: list[float], online: bool = False, div
     (folder / "summary.json").write_text(json.dumps(summary))
     with (folder / "eval.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "seed", "step", "phase", "score", "return_mean"])
+        writer.writerow(["run", "seed", "step", "phase", "episodes", "score", "return_mean"])
         for phase in ("offline", "online") if online else ("offline",):
             for step in (10, 20):
                 for run, score in enumerate(scores):
-                    writer.writerow([run, run, step, phase, score * step / 20, 0])
+                    writer.writerow([run, run, step, phase, 10, score * step / 20, 0])
 
 
 def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
@@ -234,6 +234,16 @@ def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
         ("hopper-medium", "a", "10"), ("hopper-medium", "a", "20"), ("hopper-medium", "a", "90"),
     ]  # fmt: skip
     assert [r["diverged"] for r in rows][:2] == ["True", "False"]
+    with (tmp_path / "results" / "test_evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 + 3 * 4 + 3 * 2
+    mine = [(r["phase"], r["step"], r["score"]) for r in rows if r["variant"] == "b" and r["seed"] == "1"]
+    assert mine == [
+        ("offline", "10", "20.0"),
+        ("offline", "20", "40.0"),
+        ("online", "10", "20.0"),
+        ("online", "20", "40.0"),
+    ]
     about = json.loads((tmp_path / "results" / "test.json").read_text())
     assert about["runs"]["hopper-medium, a"] == "python algorithms/td3_bc.py --env hopper-medium"
     assert about["datasets"]["hopper-medium"] == {"source": "recipe", "fingerprint": "f", "transitions": 5}
