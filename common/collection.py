@@ -96,8 +96,9 @@ class Collector:
             "finished": self.finished,
         }
 
-    def restore(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], announce: Callable) -> None:
-        """Repeat the episodes that were under way."""
+    def restore(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], announce: Callable) -> list[int]:
+        """Repeat the episodes that were under way; the runs whose episodes could not be, and have begun anew."""
+        anew = []
         self.episode = np.array(progress["episode"], np.int64)
         self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
         for run in range(len(self.seeds)):
@@ -110,3 +111,5 @@ class Collector:
                 announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
                 self.episode[run] += 1
                 self.observation[run] = self.reset(run)
+                anew.append(run)
+        return anew

@@ -37,7 +37,7 @@ class Run:
     log_every: int = 1000
     """Steps between rows of metrics.csv."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints; 0 writes none. Default: with every evaluation."""
+    """Steps between checkpoints; 0 writes none. Default: with every evaluation, for up to a twentieth of the time."""
     out: Path | None = None
     """Run directory, which must not exist yet. Default: runs/ALGORITHM/TASK/TIMESTAMP."""
     resume: Path | None = None

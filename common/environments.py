@@ -83,6 +83,7 @@ class Environment:
         self.action_size = action.shape[0]
         self.raw = environment
         """The Gymnasium environment itself."""
+        self._low, self._high = action.low, action.high
         self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self._goal = tuple(environment.unwrapped.maze.unique_goal_locations[0].tolist()) if fixed_goal else None
@@ -94,7 +95,10 @@ class Environment:
     def step(self, action: np.ndarray) -> Step:
         """Apply an action, float [action] in [-1, 1]."""
         if self._is_rescaled:
-            action = self._centre + self._half_range * action
+            # Rounding could leave the bounds by a bit, which some environments do not forgive.
+            action = (self._centre + self._half_range * action).clip(self._low, self._high)
+        else:
+            action = np.array(action)  # the environment's own, to write into if it likes
         raw, reward, terminated, truncated, info = self.raw.step(action)
         observation = self._flat(raw)
         if self._goal is None:

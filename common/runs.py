@@ -59,10 +59,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The project's git commit, with "+" if the code differs from it; None outside a checkout."""
+    """The project's git commit, with "+" if the code differs from it; None where git does not know this file."""
     here = Path(__file__).parent
     results = ":(top,exclude)benchmarks/results"  # where what is being measured may have been written already
     try:
+        # Installed without -e, this folder may lie inside another project's checkout.
+        known = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(known, cwd=here, capture_output=True, check=True)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         ask = ["git", "status", "--porcelain", "--", ":(top)", results]
         changed = subprocess.run(ask, cwd=here, capture_output=True, text=True, check=True)
@@ -94,21 +97,36 @@ def finite(value: Any) -> Any:
 
 
 class Table:
-    """A CSV file whose columns are those of its first row; appended to by whole lines."""
+    """A CSV file that is appended to by whole lines, and grows a column where a row brings a new one."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows and push them to the disk."""
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add rows, empty where they lack a column, and push them to the disk. Raises Refused if that fails."""
+        known = self.columns()
+        columns = list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
+        try:
+            if known and columns != known:
+                self._replace(self.rows(), columns)
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                if not known:
+                    writer.writeheader()
+                writer.writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Refused(
+                f"{self.path}: cannot be written ({error.strerror}); make room and continue with --resume"
+            ) from error
+
+    def columns(self) -> list[str]:
+        """Their names; none without a file."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
 
     def rows(self) -> list[dict[str, str]]:
         """All whole rows; an unfinished last line is left out."""
@@ -120,14 +138,17 @@ class Table:
     def keep(self, wanted: Iterable[Mapping[str, Any]]) -> None:
         """Replace the table by these rows, at once."""
         wanted = list(wanted)
-        if not wanted:
+        if wanted:
+            self._replace(wanted, list(dict.fromkeys(name for row in wanted for name in row)))
+        else:
             self.path.unlink(missing_ok=True)
-            return
+
+    def _replace(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.partial")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(wanted[0]))
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(wanted)
+            writer.writerows(rows)
         temporary.replace(self.path)
 
 
@@ -169,6 +190,9 @@ class Checkpoints:
                 wrong = [k for k in checksums if zlib.crc32(np.ascontiguousarray(arrays[k])) != checksums[k]]
                 if wrong:
                     raise ValueError(f"checksum of {wrong[0]} differs")
+            except (MemoryError, PermissionError) as error:  # nothing is wrong with the file
+                reason = str(error) or "too little memory"
+                raise Refused(f"{self.folder}: checkpoint {step} could not be read ({reason})") from error
             except Exception as error:  # noqa: BLE001 - a damaged file can surface as anything from Orbax, TensorStore or JSON
                 announce(f"checkpoint {step} is damaged ({str(error).splitlines()[0][:120]}); trying the one before")
                 aside = self.folder.with_name("damaged-checkpoints")
@@ -188,8 +212,8 @@ class Checkpoints:
 class RunDirectory:
     """One command's results: all its runs share the files."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, identifier: str):
+        self.path, self.identifier = path, identifier
         self.metrics = Table(path / "metrics.csv")
         self.evaluations = Table(path / "eval.csv")
 
@@ -204,7 +228,7 @@ class RunDirectory:
             write_json(path / "config.json", {"format": FORMAT} | dict(config))
         except OSError as error:
             raise Refused(f"--out {path}: cannot be written ({error.strerror}); choose a folder you own") from error
-        return cls(path)
+        return cls(path, config.get("id", path.name))
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
@@ -216,7 +240,7 @@ class RunDirectory:
             raise Refused(f"--resume {path}: not a run directory (no readable config.json of ours in it)") from error
         if known != FORMAT:
             raise Refused(f"--resume {path}: written in format {known}, this version reads format {FORMAT}")
-        return cls(path), config
+        return cls(path, config.get("id", path.name)), config
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -329,16 +353,19 @@ def making(console: Console) -> Iterator[Callable[[int, int], None]]:
 class Trackers:
     """TensorBoard and Weights & Biases, where asked for."""
 
-    def __init__(self, directory: Path, run: Run):
+    def __init__(self, directory: Path, run: Run, identifier: str, done: int):
+        """For a run with this identifier that has done so many steps: it goes on where it was."""
         self.writer = self.wandb = None
         if run.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self.writer = SummaryWriter(str(directory / "tensorboard"))
+            self.writer = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
         if run.wandb:
             import wandb
 
-            self.wandb = wandb.init(project="headstart", dir=str(directory), config=dataclasses.asdict(run))
+            self.wandb = wandb.init(
+                project="headstart", dir=str(directory), config=dataclasses.asdict(run), id=identifier, resume="allow"
+            )
 
     @staticmethod
     def check(run: Run) -> None:
@@ -347,8 +374,8 @@ class Trackers:
             if asked and importlib.util.find_spec(package) is None:
                 raise Refused(f"--{flag}: {package} is not installed; pip install 'headstart-rl[{flag}]'")
 
-    def log(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Send the numbers of some rows of metrics.csv or eval.csv."""
+    def log(self, kind: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send the numbers of some rows of metrics.csv or eval.csv, at this step of all phases together."""
         if self.writer is None and self.wandb is None:
             return
         for row in rows:
@@ -359,9 +386,9 @@ class Trackers:
             }
             if self.writer is not None:
                 for name, value in values.items():
-                    self.writer.add_scalar(name, value, row["step"])
+                    self.writer.add_scalar(name, value, step)
             if self.wandb is not None:
-                self.wandb.log(values | {"step": row["step"]})
+                self.wandb.log(values | {"step": step})
 
     def close(self) -> None:
         """Flush what is pending."""

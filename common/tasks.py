@@ -9,6 +9,8 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -220,6 +222,30 @@ def _ogbench(name: str) -> Task:
     )
 
 
+def _import(name: str, module: str) -> None:
+    """Import the module of a task `module:id`, also from the working directory."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # a script's own folder is there by itself, the folder it is started from is not
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever somebody's module raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise Refused(
+            f"task {name!r}: {reason}; before the colon stands a module that can be imported from {here} or PYTHONPATH"
+        ) from error
+
+
+def _gym(name: str, identifier: str) -> Task:
+    """An installed Gymnasium environment, which must end its episodes some time."""
+    horizon = gymnasium.registry[identifier].max_episode_steps
+    if horizon is None:
+        raise Refused(
+            f"task {name!r} has no time limit, so that an episode may never end: register it with max_episode_steps"
+        )
+    return Task(name, "gym", name, horizon=horizon)
+
+
 def names() -> list[str]:
     """The names in the table."""
     return list(_TASKS)
@@ -234,16 +260,13 @@ def find(name: str) -> Task:
         return _TASKS[name]
     module, colon, identifier = name.partition(":")
     if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise Refused(f"task {name!r}: {error}; before the colon stands a module that can be imported") from error
+        _import(name, module)
         if identifier in gymnasium.registry:
-            return Task(name, "gym", name, horizon=gymnasium.registry[identifier].max_episode_steps)
+            return _gym(name, identifier)
     if "-singletask-" in name:
         return _ogbench(name)
     if name in gymnasium.registry:
-        return Task(name, "gym", name, horizon=gymnasium.registry[name].max_episode_steps)
+        return _gym(name, name)
     table = {known.lower(): known for known in _TASKS}
     installed = {known.lower(): known for known in gymnasium.registry}
     near = [table[known] for known in difflib.get_close_matches(name.lower(), table, cutoff=0.7)]

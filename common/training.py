@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import inspect
+import json
+import math
 import os
 import resource
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,8 +33,28 @@ from common.evaluation import Evaluator
 from common.machine import cores
 from common.programs import Learner, Programs
 from common.replay import Batch, Replay
-from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, device, making, versions
+from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, device, finite, making, versions
 from common.tasks import Task
+
+SAVING_SHARE = 0.05
+"""Of the time, for checkpoints, where the user names no interval."""
+
+
+class Saving:
+    """Whether there is time for another checkpoint: they are to take no more than a share of it."""
+
+    def __init__(self, share: float | None):
+        """Of a share of the time, or without a limit."""
+        self.share, self.seconds, self.last = share, 0.0, -math.inf
+
+    def affordable(self) -> bool:
+        """Whether one that takes as long as the last did would stay within the share."""
+        return self.share is None or time.perf_counter() - self.last >= self.seconds / self.share
+
+    def done(self, start: float) -> None:
+        """One that began at `start` is written."""
+        self.last = time.perf_counter()
+        self.seconds = self.last - start
 
 
 class Interruption:
@@ -99,9 +123,10 @@ class Session:
         self.online_steps = self.phases.get("online", 0)
         self.collector = Collector(make, task, self.seeds) if self.online_steps else None
         self.evaluator = Evaluator(make, runs, request.run.eval_episodes)
-        self.trackers = Trackers(directory.path, request.run)
+        self.trackers: Trackers | None = None
         every = request.run.checkpoint_every
         self.checkpoint_every = request.run.eval_every if every is None else every
+        self.saving = Saving(SAVING_SHARE if every is None else None)
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if self.checkpoint_every else None
 
         self.prior = None if prior is None else programs.share(prior)
@@ -123,8 +148,9 @@ class Session:
         agent = programs.create(configs, seeds, example, self.prior)
         experience = None
         if self.online_steps:
-            empty = jax.vmap(lambda e: Replay.create(e, self.online_steps))(example)
-            experience = programs.place(jax.device_get(empty))
+            # Empty on the host, so that no device ever holds the buffers of all runs.
+            empty = jax.eval_shape(jax.vmap(lambda e: Replay.create(e, self.online_steps)), example)
+            experience = programs.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), empty))
         self.learner = Learner(agent, experience)
         self.enter(next(iter(self.phases)))
         self.action: np.ndarray | None = None
@@ -134,6 +160,8 @@ class Session:
             "step": 0,
             "learning_seconds": 0.0,
             "learning_steps": 0,
+            "phase_evaluation_seconds": 0.0,
+            "whole_seconds": 0.0,
             "evaluation_seconds": 0.0,
             "compile_seconds": 0.0,
             "diverged_at_step": {},
@@ -144,6 +172,7 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint of everything the rest of the run depends on."""
+        start = time.perf_counter()
         host = self.programs.host
         agent = flatten(host(self.learner.agent))
         filled = self.progress["step"] if self.progress["phase"] == "online" else 0
@@ -160,14 +189,14 @@ class Session:
             {f"agent.{k}": v for k, v in agent.items()} | {f"rows.{k}": v for k, v in rows.items()} | arrays | actions,
             self.progress | episodes,
         )
+        self.saving.done(start)
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, if there is one; drop the rows written after it."""
         found = self.checkpoints.restore(self.announce) if self.checkpoints else None
         if found is not None:
             _, arrays, progress = found
-            if self.collector:
-                self.collector.restore(arrays, progress, self.announce)
+            anew = self.collector.restore(arrays, progress, self.announce) if self.collector else []
             self.progress |= {k: v for k, v in progress.items() if k in self.progress}
             for phase in list(self.phases)[1 : 1 + self.order(self.progress["phase"])]:
                 self.enter(phase)
@@ -183,7 +212,12 @@ class Session:
                 inserted = np.full(len(self.seeds), self.progress["step"], np.int32)
                 experience = Replay(empty, inserted)
             self.learner = self.programs.place(Learner(agent, experience))
-            self.action = arrays.get("action")
+            if "action" in arrays:
+                self.action = np.array(arrays["action"])
+            if anew and self.action is not None:
+                # What was chosen was for a state that is lost.
+                arguments = (self.learner.agent, self.device_seeds, self.progress["step"], self.collector.observation)
+                self.action[anew] = self.playable(self.programs.choose(*arguments))[anew]
         phase, step = self.progress["phase"], self.progress["step"]
         for table in (self.directory.metrics, self.directory.evaluations):
             table.keep(r for r in table.rows() if (self.order(r["phase"]), int(r["step"])) <= (self.order(phase), step))
@@ -223,19 +257,21 @@ class Session:
             for run in range(len(self.seeds))
         ]
         self.directory.metrics.append(rows)
-        self.trackers.log("train", rows)
+        self.trackers.log("train", self.total_step, rows)
 
     def evaluate(self, reporter: Reporter) -> None:
         """Evaluate every run, write the rows and say the means."""
         start = time.perf_counter()
         agent = self.learner.agent
-        outcomes = self.evaluator(lambda x: np.nan_to_num(self.programs.act(agent, x)), self.seeds, self.total_step)
+        outcomes = self.evaluator(lambda x: self.playable(self.programs.act(agent, x)), self.seeds, self.total_step)
         rows = [self.where(run) | outcome.row(self.task) for run, outcome in enumerate(outcomes)]
         if self.headline == "score":
             self.progress["episode_scores"] = [self.task.score(o.returns, o.success).tolist() for o in outcomes]
         self.directory.evaluations.append(rows)
-        self.trackers.log("evaluation", rows)
-        self.progress["evaluation_seconds"] += time.perf_counter() - start
+        self.trackers.log("evaluation", self.total_step, rows)
+        seconds = time.perf_counter() - start
+        self.progress["evaluation_seconds"] += seconds
+        self.progress["phase_evaluation_seconds"] += seconds
         name = self.headline
         values = np.array([row[name] for row in rows])
         few = len(values) <= 12
@@ -260,7 +296,7 @@ class Session:
         if self.online_steps and len(self.phases) > 1:
             for run, final in enumerate(finals):
                 final |= online_progress([row for row in rows if int(row["run"]) == run], self.headline)
-        learning, evaluation = self.progress["learning_seconds"], self.progress["evaluation_seconds"]
+        learning, evaluation = self.progress["learning_seconds"], self.progress["phase_evaluation_seconds"]
         steps = self.progress["learning_steps"]
         summary = {
             "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
@@ -269,8 +305,9 @@ class Session:
             "steps_per_second": self.speed(),
             "steps_per_second_with_evaluation": steps / max(1e-9, learning + evaluation),
             "learning_seconds": learning,
-            "evaluation_seconds": evaluation,
+            "evaluation_seconds": self.progress["evaluation_seconds"],
             "compile_seconds": self.progress["compile_seconds"],
+            "whole_seconds": self.progress["whole_seconds"] + self.progress["evaluation_seconds"],
             "peak_memory_bytes": peak_memory(),
             "environment_horizon": self.horizon,
         }
@@ -298,6 +335,7 @@ class Session:
             progress["step"] = step = first + steps
             metrics = jax.device_get(metrics)  # waits
             seconds = time.perf_counter() - start
+            progress["whole_seconds"] += seconds
             if steps in compiled:
                 progress["learning_seconds"] += seconds
                 progress["learning_steps"] += steps
@@ -311,7 +349,7 @@ class Session:
             if last or step % run.eval_every == 0:
                 self.evaluate(reporter)
             due = self.checkpoint_every and step // self.checkpoint_every > first // self.checkpoint_every
-            if self.checkpoints and (last or stop or due):
+            if self.checkpoints and (last or stop or (due and self.saving.affordable())):
                 self.save()
             if stop and self.total_step < sum(self.phases.values()):
                 return False
@@ -337,6 +375,7 @@ class Session:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
             self.action = self.playable(action)
             now = time.perf_counter()
+            progress["whole_seconds"] += now - start
             if step == learning_from:
                 progress["compile_seconds"] += now - start
             elif step > learning_from:
@@ -350,22 +389,24 @@ class Session:
             last, stop = step == total, interruption.received is not None
             if last or step % run.eval_every == 0:
                 self.evaluate(reporter)
-            if self.checkpoints and (last or stop or step % self.checkpoint_every == 0):
+            due = self.checkpoint_every and step % self.checkpoint_every == 0
+            if self.checkpoints and (last or stop or (due and self.saving.affordable())):
                 self.save()
             if stop and not last:
                 return False
         return True
 
     def playable(self, action: np.ndarray) -> np.ndarray:
-        """The actions of all runs, zero for a run that has diverged: it counts as it scores and stops no other."""
-        broken = ~np.isfinite(action).all(axis=1)
+        """Actions [runs, ..., a], zero for a run that has diverged: it counts as it scores and stops no other."""
+        broken = ~np.isfinite(action).all(axis=tuple(range(1, action.ndim)))
         if not broken.any():
             return action
         for run in np.flatnonzero(broken):
             if str(run) not in self.progress["diverged_at_step"]:
                 self.progress["diverged_at_step"][str(run)] = self.progress["step"]
-                self.announce(f"run {run} (seed {self.seeds[run]}) has diverged at step {self.progress['step']}")
-        return np.where(broken[:, None], np.float32(0), action)
+                where = f"at {self.progress['phase']} step {self.progress['step']}"
+                self.announce(f"run {run} (seed {self.seeds[run]}) has diverged {where}")
+        return np.where(broken.reshape(-1, *[1] * (action.ndim - 1)), np.float32(0), action)
 
     def speed(self) -> float:
         """Steps of each run per second while learning in this phase, evaluation not counted."""
@@ -374,12 +415,14 @@ class Session:
     def train(self) -> int:
         """All phases and the summary; the exit status."""
         total = sum(self.phases.values())
+        self.trackers = Trackers(self.directory.path, self.run, self.directory.identifier, self.total_step)
         with Interruption() as interruption, Reporter(self.console, total, self.total_step) as reporter:
             finished = True
             for phase in list(self.phases)[self.order(self.progress["phase"]) :]:
                 if phase != self.progress["phase"]:
                     self.enter(phase)
-                    self.progress |= {"phase": phase, "step": 0, "learning_seconds": 0.0, "learning_steps": 0}
+                    self.progress |= {"phase": phase, "step": 0}
+                    self.progress |= {"learning_seconds": 0.0, "learning_steps": 0, "phase_evaluation_seconds": 0.0}
                 finished = (self.online if phase == "online" else self.offline)(reporter, interruption)
                 if not finished:
                     break
@@ -401,7 +444,8 @@ class Session:
         self.evaluator.close()
         for environment in self.collector.environments if self.collector else ():
             environment.close()
-        self.trackers.close()
+        if self.trackers:
+            self.trackers.close()
         if self.checkpoints:
             self.checkpoints.close()
 
@@ -440,10 +484,56 @@ def prepare_devices(request: Request) -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
 
 
+def digest(file: Path) -> str:
+    """sha256 of a file, by which a changed copy of an algorithm is told from the original."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def check_siblings(source: Path) -> None:
+    """Refuse an algorithm of one checkout with the common/ of another, which is what an installation may lead to."""
+    own, imported = source.parent.parent / "common" / Path(__file__).name, Path(__file__).resolve()
+    if own.exists() and own.resolve() != imported:
+        raise Refused(
+            f"{source} would run with {imported.parent} instead of the common/ beside it: pip install -e "
+            f"{source.parent.parent}, or set PYTHONPATH to that folder"
+        )
+
+
+def check_unchanged(resume: Path, saved: Mapping[str, Any], request: Request) -> None:
+    """Refuse to go on with other values than the run began with: its arguments may mean something else by now."""
+    now = json.loads(json.dumps(finite(dataclasses.asdict(request.config)), default=str))
+    then = saved["config"]
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            raise Refused(
+                f"--resume {resume}: {name} was {then.get(name)} when it began and is {now.get(name)} now, since "
+                f"defaults or presets have changed; go on with the code of commit {saved['commit']}, or begin anew"
+            )
+
+
+def on_this_machine(request: Request, saved: Mapping[str, Any], source: Path, console: Console) -> Request:
+    """The request with no more devices than there are; says what keeps a resumed run from repeating itself exactly."""
+    notes = []
+    if saved.get("source_sha256") not in (None, digest(source)):
+        notes.append(f"{source.name} has changed")
+    mine = versions()
+    notes += [f"{package} was {old}, is {mine.get(package)}" for package, old in saved["versions"].items()
+              if old != mine.get(package)]  # fmt: skip
+    if saved["device"]["backend"] != jax.default_backend():
+        notes.append(f"it ran on {saved['device']['kind']}")
+    if (request.run.devices or 1) > jax.device_count():
+        notes.append(f"it ran on {request.run.devices} devices, {jax.device_count()} are here")
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=None))
+    if notes:
+        console.print(f"since this run began, {'; '.join(notes)}: numbers may differ", highlight=False, soft_wrap=True)
+    return request
+
+
 def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
     """Parse, check, train; the exit status. Raises Refused before anything is written for a request it cannot serve."""
-    source = Path(inspect.getfile(agent_class))
+    source = Path(inspect.getfile(agent_class)).resolve()
     name = source.stem
+    check_siblings(source)
     description = inspect.getdoc(sys.modules[agent_class.__module__]) or ""
     resume = commandline.resumed(arguments)
     directory = None
@@ -456,17 +546,29 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
             return 0
         arguments = saved["arguments"]
     request = commandline.parse(arguments, name, description, config_class, presets)
+    if resume is not None:
+        check_unchanged(resume, saved, request)
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved.get("devices")))
     prepare_devices(request)
+    if resume is not None:
+        request = on_this_machine(request, saved, source, console)
     Trackers.check(request.run)
+    if request.run.dataset is not None and not request.config.uses_prior_data:
+        counts = [f"--{f.replace('_', '-')}" for f in ("offline_ratio", "offline_steps") if hasattr(request.config, f)]
+        raise Refused(
+            f"--dataset {request.run.dataset}: nothing is learnt from data where {' or '.join(counts)} is 0; "
+            "raise it, or leave the data out"
+        )
     task = tasks.find(request.run.env)
     data = None
     if request.config.uses_prior_data:
         # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
-        source = request.run.dataset or (saved["dataset"]["source"] if resume is not None else None)
+        asked = request.run.dataset or (saved["dataset"]["source"] if resume is not None else None)
         with making(console) as progress:
-            data = datasets.load(task, source, progress)
+            data = datasets.load(task, asked, progress)
     if request.config.uses_prior_data and data is None:
-        raise Refused(f"--env {task.name}: no prior data; name some with --dataset, or use --offline-ratio 0")
+        without = ", or learn without any: --offline-ratio 0" * hasattr(request.config, "offline_ratio")
+        raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
     card = None if data is None else cards.card(data, task)
     # Whatever does not fit is refused here, before anything is written.
     environments.make(task, data).close()
@@ -478,6 +580,8 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
             request.run.out or Path("runs") / name / task.name.replace("/", "-") / stamp,
             {
                 "algorithm": name,
+                "id": uuid.uuid4().hex,
+                "source_sha256": digest(source),
                 "arguments": arguments,
                 "run": dataclasses.asdict(request.run),
                 "config": dataclasses.asdict(request.config),
@@ -486,6 +590,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
                 "versions": versions(),
                 "commit": commit(),
                 "device": device(),
+                "devices": programs.mesh.size,
                 "matmul_precision": jax.config.jax_default_matmul_precision,
             },
         )

@@ -278,7 +278,19 @@ def test_batches_keep_a_margin_for_the_density_of_tanh_policies(write):
 def test_absurd_actions_are_refused(write):
     rows = hopper_rows()
     rows["actions"][2, 1] = -10.5
-    assert "actions up to 10.5" in refusal(write(rows))
+    assert "actions from -10.5 to" in refusal(write(rows))
+
+
+def test_actions_are_judged_in_the_environments_own_units(write):
+    """Pendulum's torque lies within 2."""
+    rows = hopper_rows()
+    rows["observations"] = rows["observations"][:, :3]
+    for largest, fits in ((2.0, True), (19.0, True), (21.0, False)):
+        rows["actions"] = np.linspace(-largest, largest, 7, dtype=np.float32)[:, None]
+        if fits:
+            assert load(write(rows), "Pendulum-v1").metadata["action_largest"] == pytest.approx(largest / 2)
+        else:
+            assert "takes -2 to 2" in refusal(write(rows), "Pendulum-v1")
 
 
 # ----------------------------------------------------------------------------- goals
@@ -356,10 +368,14 @@ def test_the_goal_is_the_one_pursued_not_the_next(write):
     assert first_numbers(data.observation[data.success]) == [0]  # row 5, at x = 0
 
 
-def test_maze_data_without_any_episode_ends_are_refused(write):
+def test_data_without_any_episode_ends_are_refused_where_they_are_not_d4rls(write):
     rows = ant_rows(29)
     del rows["timeouts"]
     assert "neither timeouts nor next_observations" in refusal(write(rows), "antmaze-umaze")
+    rows = hopper_rows()
+    del rows["timeouts"]
+    assert "neither timeouts nor next_observations" in refusal(write(rows), "Hopper-v5")
+    assert len(load(write(rows), "hopper-medium")) == 7
 
 
 def test_d4rls_own_frame_and_the_mirrored_maze_are_refused(write):

@@ -135,6 +135,38 @@ def test_actions_are_rescaled_to_the_environments_bounds(make):
     np.testing.assert_allclose(environment.unscaled(np.array([-2.0, 1.0])), [-1.0, 0.5])
 
 
+class Joint(gymnasium.Env):
+    """Takes no action out of bounds, and scales in place those that it gets."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+
+    def __init__(self, low: float, high: float):
+        self.action_space = gymnasium.spaces.Box(np.float32(low), np.float32(high), (1,))
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        action *= 2
+        return np.zeros(1, np.float32), float(action[0]), False, False, {}
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0718, -0.0698), (-1.0, 1.0), (-87.0, 87.0)])
+def test_an_action_lies_within_the_bounds_and_is_the_environments_own(low, high):
+    gymnasium.register("Joint-v0", entry_point=Joint, max_episode_steps=9, kwargs={"low": low, "high": high})
+    try:
+        environment = environments.make(tasks.find("Joint-v0"))
+        environment.reset(0)
+        for value, expected in ((-1, low), (1, high)):
+            action = np.full(1, value, np.float32)
+            action.flags.writeable = False  # as arrays from a device are
+            assert environment.step(action).reward == pytest.approx(2 * expected)
+            assert action == value
+    finally:
+        del gymnasium.registry["Joint-v0"]
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "Taxi-v4"])
 def test_spaces_that_are_not_vectors_are_refused(name):
     with pytest.raises(Refused, match=r"only (bounded )?vectors"):
@@ -142,7 +174,7 @@ def test_spaces_that_are_not_vectors_are_refused(name):
 
 
 def test_an_environment_that_cannot_be_made_is_refused_in_one_line():
-    gymnasium.register("Broken-v0", entry_point="nowhere_at_all:Broken")
+    gymnasium.register("Broken-v0", entry_point="nowhere_at_all:Broken", max_episode_steps=9)
     try:
         with pytest.raises(Refused, match="Broken-v0 cannot be made") as refused:
             environments.make(tasks.find("Broken-v0"))

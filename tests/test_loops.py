@@ -127,7 +127,7 @@ def test_an_environment_that_does_not_repeat_itself_is_announced():
     collector = Collector(Drifting, TASK, [4])
     collector.step(np.zeros((1, 1), np.float32))
     said = []
-    Collector(Drifting, TASK, [4]).restore(*collector.state(), said.append)
+    assert Collector(Drifting, TASK, [4]).restore(*collector.state(), said.append) == [0]
     assert "not deterministic" in said[0]
 
 

@@ -181,3 +181,42 @@ def test_minibatches_of_consecutive_steps_differ(tmp_path, monkeypatch):
     serve("iql", *COMMON, "--learning-rate", 0, "--log-every", 1, "--eval-every", 20, "--out", tmp_path / "run")
     losses = [r["critic_loss"] for r in table(tmp_path / "run" / "metrics.csv")]
     assert len(set(losses)) == 20
+
+
+def test_every_number_stands_in_its_own_column_whatever_the_phase(tmp_path, monkeypatch):
+    """EDAC's phases have different metrics; a run stopped after the second has begun leaves the same table."""
+    command = [*COMMON, "--pretrain-steps", 20, "--online-steps", 10]
+    serve("edac", *command, "--out", tmp_path / "whole")
+    rows = table(tmp_path / "whole" / "metrics.csv")
+    names = {
+        "imitation": {"actor_loss", "entropy", "temperature"},
+        "returns": {"agreement", "critic_loss", "q"},
+        "offline": {"actor_loss", "agreement", "critic_loss", "entropy", "q", "temperature"},
+    }
+    for phase, expected in names.items():
+        mine = [row for row in rows if row["phase"] == phase]
+        assert len(mine) >= 2
+        for row in mine:
+            assert {name for name in set.union(*names.values()) if row[name]} == expected
+            assert None not in row
+    assert all(float(row["critic_loss"]) >= 0 for row in rows if row["phase"] != "imitation")
+    with stopped_at(35, monkeypatch):
+        serve("edac", *command, "--out", tmp_path / "stopped")
+    serve("edac", "--resume", tmp_path / "stopped")
+    for name in ("metrics.csv", "eval.csv"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_that_diverges_offline_is_named(tmp_path):
+    said = serve("td3_bc", *COMMON, "--grid.learning-rate", 1e30, 3e-4, "--out", tmp_path / "run")
+    assert "run 0 (seed 0) has diverged at offline step 10" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["diverged_at_step"] == {"0": 10}
+    assert np.isfinite(summary["final"][0]["score"])
+
+
+def test_costs_are_those_of_all_phases(both):
+    _, out = both
+    summary = json.loads((out / "summary.json").read_text())
+    parts = [summary[f"{name}_seconds"] for name in ("learning", "evaluation", "compile")]
+    assert summary["whole_seconds"] >= sum(parts) > max(parts) > 0

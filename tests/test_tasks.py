@@ -1,6 +1,7 @@
 """The table of tasks: names, scores, reward transforms, horizons."""
 
 import csv
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -65,6 +66,31 @@ def test_unknown_task_is_refused_with_near_matches_in_one_line(wrong, near):
     assert wrong in str(refused.value)
     assert near in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_environment_whose_episodes_may_never_end_is_refused():
+    gymnasium.register("Endless-v0", entry_point="nowhere:Endless")
+    try:
+        with pytest.raises(Refused, match=r"'Endless-v0' has no time limit.*max_episode_steps"):
+            tasks.find("Endless-v0")
+    finally:
+        del gymnasium.registry["Endless-v0"]
+
+
+def test_a_module_before_the_colon_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "my_robot_arm.py").write_text(
+        "import gymnasium\ngymnasium.register('Arm-v0', entry_point='my_robot_arm:Arm', max_episode_steps=7)\n"
+    )
+    (tmp_path / "my_broken_arm.py").write_text("raise TypeError('no arm\\nat all')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert tasks.find("my_robot_arm:Arm-v0").horizon == 7
+    del gymnasium.registry["Arm-v0"]
+    for name, reason in (("my_broken_arm:Arm-v0", "no arm"), (":Arm-v0", "Empty module name"), (".arm:Arm-v0", "")):
+        with pytest.raises(Refused, match="PYTHONPATH") as refused:
+            tasks.find(name)
+        assert reason in str(refused.value)
+        assert "\n" not in str(refused.value)
 
 
 def test_goal_tasks_score_the_share_of_successes_not_the_return():

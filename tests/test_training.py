@@ -1,6 +1,7 @@
 """The loop: runs side by side, the axis over devices, both phases, checkpoints, refusals of the command line."""
 
 import csv
+import importlib.machinery
 import io
 import json
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import h5py
@@ -18,10 +20,11 @@ from interruption import stopped_at
 from rich.console import Console
 
 from algorithms.rlpd import PRESETS, RLPD, Config
-from common import recipes, training
+from common import environments, recipes, training
 from common.collection import Collector
 from common.errors import Refused
-from common.runs import Checkpoints, RunDirectory
+from common.programs import Programs
+from common.runs import Checkpoints, RunDirectory, Table
 
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
@@ -209,6 +212,12 @@ def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
     assert without(healthy, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
 
 
+def test_evaluation_does_not_touch_training(whole, tmp_path):
+    serve(*SMALL, "--num-seeds", 2, "--eval-every", 60, "--eval-episodes", 5, "--out", tmp_path / "run")
+    assert [r["step"] for r in table(tmp_path / "run" / "eval.csv", run=0)] == ["60", "120", "180"]
+    assert table(tmp_path / "run" / "metrics.csv") == table(whole / "metrics.csv")
+
+
 def crash(arguments: list, at: int, monkeypatch) -> None:
     """Run until just after the checkpoint of step `at`."""
     with stopped_at(at, monkeypatch):
@@ -278,11 +287,148 @@ def test_killed_before_the_first_checkpoint_it_starts_again(whole, tmp_path):
     assert table(out / "metrics.csv") == table(whole / "metrics.csv")
 
 
+def test_a_resumed_run_keeps_its_devices_and_names_what_has_changed(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 100, monkeypatch)
+    config = json.loads((out / "config.json").read_text())
+    assert config["devices"] == 2
+    monkeypatch.setattr(training, "cores", lambda: 1)
+    changed = config | {"source_sha256": "0", "versions": config["versions"] | {"jax": "0.0.1"}}
+    (out / "config.json").write_text(json.dumps(changed))
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert "rlpd.py has changed; jax was 0.0.1, is 0." in said
+    assert table(out / "metrics.csv") == table(whole / "metrics.csv")
+    # More devices than there are: it goes on with those, and says so.
+    shutil.rmtree(out)
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 100, monkeypatch)
+    (out / "config.json").write_text(json.dumps(config | {"devices": 5, "device": config["device"] | {"kind": "TPU"}}))
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert "it ran on 5 devices, 2 are here: numbers may differ" in said
+
+
+def test_a_run_is_not_resumed_with_other_values(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--checkpoint-every", 25, "--out", out], 50, monkeypatch)
+    other = Config(discount=0.5)
+    monkeypatch.setattr(Config, "__init__", lambda self, **kw: self.__dict__.update(vars(other) | kw))
+    with pytest.raises(Refused, match=r"discount was 0.99 when it began and is 0.5 now"):
+        serve("--resume", out)
+
+
+def test_an_episode_that_could_not_be_repeated_begins_with_an_action_of_its_own(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    crash([*SMALL, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
+    replay = environments.Environment.replay
+    monkeypatch.setattr(environments.Environment, "replay", lambda *a: replay(*a) + 1)
+    taken = []
+    step = Collector.step
+
+    def noted(self, actions):
+        taken.append((self.observation.copy(), actions.copy()))
+        return step(self, actions)
+
+    monkeypatch.setattr(Collector, "step", noted)
+    choose = Programs.choose
+    chosen = []
+    monkeypatch.setattr(Programs, "choose", lambda *a: chosen.append((a[3], a[4].copy(), choose(*a))) or chosen[-1][2])
+    status, said = serve("--resume", out)
+    assert status == 0
+    assert "not deterministic" in said
+    ((at, observation, action),) = chosen
+    assert at == 150
+    np.testing.assert_array_equal(observation, taken[0][0])
+    np.testing.assert_array_equal(action, taken[0][1])
+
+
+def test_checkpoints_take_no_more_than_their_share_of_the_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    saving, always = training.Saving(0.05), training.Saving(None)
+    assert saving.affordable()
+    now[0] = 102.0
+    saving.done(100.0)
+    always.done(100.0)
+    for later, affordable in ((103.0, False), (141.9, False), (142.1, True)):
+        now[0] = later
+        assert saving.affordable() == affordable
+        assert always.affordable()
+
+
+def test_trackers_see_all_phases_as_one_and_go_on_after_a_resume(tmp_path, monkeypatch):
+    begun, scalars = [], []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            begun.append(purge_step)
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, step))
+
+        def close(self):
+            begun.append("closed")
+
+    class Wandb:
+        init = staticmethod(lambda **kw: begun.append((kw["id"], kw["resume"])) or Wandb())
+        log = finish = lambda *_: None
+
+    for name, module in (("tensorboardX", {"SummaryWriter": Writer}), ("wandb", {"init": Wandb.init})):
+        stub = types.ModuleType(name)
+        vars(stub).update(module, __spec__=importlib.machinery.ModuleSpec(name, None))
+        monkeypatch.setitem(sys.modules, name, stub)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setitem(recipes.SIZES, "pointmaze-umaze", 500)
+    out = tmp_path / "run"
+    with stopped_at(16, monkeypatch):
+        serve("--env", "pointmaze-umaze", "--hidden", 8, "--ensemble", 2, "--utd", 1, "--batch-size", 8,
+              "--pretrain-steps", 6, "--log-every", 2, "--steps", 20, "--start-training", 4, "--eval-every", 10,
+              "--eval-episodes", 1, "--checkpoint-every", 2, "--tensorboard", "--wandb", "--out", out)  # fmt: skip
+    assert serve("--resume", out)[0] == 0
+    identifier = json.loads((out / "config.json").read_text())["id"]
+    assert begun == [1, (identifier, "allow"), "closed", 17, (identifier, "allow"), "closed"]
+    losses = [step for name, step in scalars if name == "train/critic_loss/run0"]
+    assert losses == [2, 4, 6, 12, 14, 16, 18, 20, 22, 24, 26]
+    assert [step for name, step in scalars if name == "evaluation/score/run0"] == [6, 16, 26]
+
+
+def test_a_table_grows_a_column_where_a_row_brings_one(tmp_path):
+    told = Table(tmp_path / "metrics.csv")
+    assert told.rows() == []
+    told.append([{"step": 1, "a": 0.1}, {"step": 2, "a": 0.2}])
+    told.append([{"step": 3, "b": 0.3}])
+    told.append([{"step": 4, "a": 0.4, "b": 0.5}])
+    whole = told.path.read_bytes()
+    assert whole.decode().split() == ["step,a,b", "1,0.1,", "2,0.2,", "3,,0.3", "4,0.4,0.5"]
+    # Cut back and appended to again it is the same file.
+    told.keep(row for row in told.rows() if int(row["step"]) < 3)
+    told.append([{"step": 3, "b": 0.3}])
+    told.append([{"step": 4, "a": 0.4, "b": 0.5}])
+    assert told.path.read_bytes() == whole
+    told.keep([])
+    assert not told.path.exists()
+    with pytest.raises(Refused, match=r"metrics.csv: cannot be written .*--resume"):
+        Table(tmp_path / "nowhere" / "metrics.csv").append([{"step": 1}])
+
+
+def test_what_is_no_damage_is_not_taken_for_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": np.ones(3)}, {"step": 1})
+
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoints.manager, "restore", refuse)
+    with pytest.raises(Refused, match=r"checkpoint 1 could not be read \(too little memory\)"):
+        checkpoints.restore(print)
+    assert (tmp_path / "1").is_dir()
+
+
 def test_two_processes_do_not_train_in_one_folder(whole, tmp_path, monkeypatch):
     out = tmp_path / "run"
     crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 100, monkeypatch)
     before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*") if path.name != ".lock")
-    with RunDirectory(out).claimed(), pytest.raises(Refused, match="another process is training here"):
+    with RunDirectory(out, "test").claimed(), pytest.raises(Refused, match="another process is training here"):
         serve("--resume", out)
     assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*") if path.name != ".lock") == before
     assert serve("--resume", out)[0] == 0
@@ -341,6 +487,8 @@ def test_sigterm_writes_a_checkpoint_and_a_resume_gives_the_same_numbers(whole, 
         (["--env", "Hopper-v5", "--offline-ratio", "0.5"], ["Hopper-v5", "--dataset"]),
         (["--dataset", "d4rl:/nowhere.hdf5"], ["/nowhere.hdf5"]),
         (["--dataset", "nonsense"], ["nonsense", "recipe:"]),
+        (["--env", "Hopper-v5", "--dataset", "d4rl:/nowhere.hdf5"], ["/nowhere.hdf5", "--offline-ratio is 0"]),
+        (["--preset", "redq", "--dataset", "d4rl:/nowhere.hdf5"], ["/nowhere.hdf5", "--offline-ratio is 0"]),
         (["--resume", "/nowhere"], ["/nowhere", "not a run directory"]),
         (["--resume", "/nowhere", "--steps", "3"], ["--resume", "--steps"]),
     ],
@@ -361,6 +509,20 @@ def test_an_occupied_or_unwritable_folder_is_refused(whole, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match="cannot be written"):
         serve(*SMALL, "--out", tmp_path / "file" / "run")
+
+
+def test_an_algorithm_does_not_run_with_the_common_of_another_checkout(tmp_path):
+    for folder in ("algorithms", "common"):
+        (tmp_path / folder).mkdir()
+    copy = tmp_path / "algorithms" / "rlpd.py"
+    shutil.copy(FILE, copy)
+    (tmp_path / "common" / "training.py").write_text("")
+    with pytest.raises(Refused, match="PYTHONPATH"):
+        training.check_siblings(copy)
+    # Alone, a copy runs with the installed one.
+    (tmp_path / "common" / "training.py").unlink()
+    training.check_siblings(copy)
+    training.check_siblings(FILE)
 
 
 def test_the_command_line_refuses_with_status_2_and_without_a_traceback(tmp_path):

@@ -13,7 +13,7 @@ rules that are the same for every source:
 - Binary Adroit is relabelled from the observations: reward 0 where solved, else -1, never terminated.
 - Where the task's environment never terminates, a terminal in the data is a time limit.
 - Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
-  clips as well. Beyond +-10 they are no actions of such an environment, and refused.
+  clips as well. Beyond +-10, in units in which the environment takes [-1, 1], they are another's, and refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
 
+ACTION_LIMIT = 10.0
+"""Actions beyond it, brought to the environment's [-1, 1], are no actions of this environment."""
 ACTION_MARGIN = 1e-5
 """Batches hold actions in +-(1 - margin), where a tanh policy has a finite log-density; every author's code does so."""
 _ARRAYS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
@@ -144,6 +146,14 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         episode = np.concatenate([[0], np.cumsum(boundary | terminated | ~keep)[:-1]])[keep]
         end = np.concatenate([episode[1:] != episode[:-1], [True]])
         action = environment.unscaled(rows.action)
+        largest = float(np.abs(action).max())
+        if largest > ACTION_LIMIT:
+            space = environment.raw.action_space
+            raise Refused(
+                f"{source}: actions from {rows.action.min():.3g} to {rows.action.max():.3g}, where {task.environment} "
+                f"takes {space.low.min():.3g} to {space.high.max():.3g} (a little more is clipped): other units, or "
+                "another environment's"
+            )
         outside = np.abs(action) > 1
         metadata = rows.metadata | {
             "rows": count,
@@ -153,7 +163,7 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             "terminals_that_are_time_limits": time_limits,
             "actions_clipped": int(outside.sum()),
             "actions_clipped_share": float(outside.mean()),
-            "action_largest": float(np.abs(action).max()),
+            "action_largest": largest,
         }
         dataset = Dataset(
             observation=observation[keep],
