@@ -16,7 +16,8 @@ mazes, -1 per step.
 Online (section 5.3): the same updates, one per environment step, on minibatches drawn uniformly from the data and the
 experience together; actions are samples of the policy; no cosine in either phase.
 
-Differences from the authors' code: Xavier-uniform kernels instead of orthogonal ones.
+Differences from the authors' code. Xavier-uniform kernels instead of orthogonal ones. Its fine-tuning brings the data's
+rewards to scale in locomotion but not the experience's; here both are.
 
 Published, on D4RL's -v2 data (CORL's README and its fine-tuning results): hopper-medium 68, halfcheetah-medium 48,
 antmaze-umaze 77, and 97 after a million steps online.

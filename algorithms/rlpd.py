@@ -14,10 +14,11 @@ Ball, Smith, Kostrikov & Levine, "Efficient Online Reinforcement Learning with O
 a' and a are sampled from pi; Z is a random subset of the E members, drawn anew for every gradient step, and the entropy
 term of line 17 is there only with `--backup-entropy`. m is the mask, 0 where an episode terminated.
 
-Differences. Line 21 of the paper has rho and 1 - rho exchanged (Table 1 gives rho = 0.005); this file follows the
-authors' code, as it does where the paper is silent: Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000
-uniformly random actions first, AdamW on kernels only. The prior rows of a minibatch come first rather than interleaved,
-which no loss can notice; a ratio that does not divide the batch is rounded to whole rows.
+Differences. Line 17 of the paper prints the entropy term as + gamma alpha log pi, and line 21 has rho and 1 - rho
+exchanged (Table 1 gives rho = 0.005); this file follows the authors' code, as it does where the paper is silent:
+Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000 uniformly random actions first, AdamW on kernels only. The
+prior rows of a minibatch come first rather than interleaved, which no loss can notice; a ratio that does not divide the
+batch is rounded to whole rows.
 
 The ablations of the paper and its relatives are flags or presets of this file: `--no-layer-norm`, `--dropout`,
 `--weight-decay`, `--seeded-buffer`, `--offline-ratio`, `--pretrain-steps`, `--utd`, and
@@ -124,6 +125,11 @@ class Config(struct.PyTreeNode):
             return "--start-training and --pretrain-steps must be at least 0"
         if self.seeded_buffer and self.offline_ratio > 0:
             return "--seeded-buffer draws from one buffer: it needs --offline-ratio 0"
+        if self.start_training >= self.steps and self.pretrain_steps == 0:
+            return (
+                f"--start-training {self.start_training} leaves no step to learn at: it must be below "
+                f"--steps {self.steps}"
+            )
         return None
 
 

@@ -15,21 +15,28 @@ m is the mask, 0 where an episode terminated; observations are normalised with t
 `--pretrain-steps N` is Jelley et al., "Efficient Offline Reinforcement Learning: First Imitate, then Improve" (2024):
 N steps before those, in which
 
-    L_pi = mean_b (pi(s) - a)^2;  L_Q = sum_i mean_b (Q_i(s, a) - R(s, a))^2                 TD3BC.imitate
+    L_pi = mean_b (pi(s) - a)^2                                                              TD3BC.imitate
+    L_MC = sum_i mean_b (Q_i(s, a) - R(s, a))^2                                              TD3BC.imitation_loss
     R    = discounted return to the episode's end; the last reward of an episode that did not terminate goes on for
            ever, r / (1 - gamma)                                                             TD3BC.prepare
 
 with soft updates of all targets at every one of them, and the same optimisers afterwards. `--layer-norm` puts LayerNorm
 into all networks, which they advise. With `--mixed`, every critic loss is divided by its own value without gradient:
-`--td-share l` in [0, 1] mixes both targets for good, (1 - l) L_MC / |L_MC| + l L_TD / |L_TD|, and `--conservative w`
-adds, for Adroit, w C / |C| with C = mean_b [logsumexp_k Q(s, a_k) - Q(s, a)] over ten uniform actions. Presets
-`imitate-first`, which knows their alpha of every data set, and `imitate-first-adroit` hold these settings.
+
+    L_MC / |L_MC| + w C / |C|,  afterwards  L_Q / |L_Q| + w C / |C|
+    C    = sum_i mean_b [logsumexp_k Q_i(s, a_k) - Q_i(s, a)],  a_1 ... a_10 uniform         TD3BC.conservatism
+
+w is `--conservative`, for Adroit. `--td-share l` puts (1 - l) L_MC / |L_MC| + l L_Q / |L_Q| in the place of the first
+term of imitation. Presets `imitate-first`, which knows their alpha and steps of every data set, and
+`imitate-first-adroit` hold these settings.
 
 `--online-steps N` goes on in the environment, with minibatches drawn uniformly from data and experience together and
 Gaussian noise on the actions, cloning with weight `--online-cloning`: 1 is TD3+BC, 0 is TD3-ft.
 
 Differences. Xavier-uniform kernels. An episode that a time limit cut does not terminate anything here; in the code of
 "First Imitate" it does. Their LayerNorm has no parameters, their actor a third layer (`--actor-hidden 256 256 256`).
+They divide C by its signed value, which pulls it up to 0 where it is negative; here it goes on falling. Each of their
+phases has its own w, and where that is 0 after imitation, L_Q is left undivided.
 
 Published, on D4RL's -v2 data: hopper-medium 60, halfcheetah-medium 48, walker2d-medium 83 (final scores, CORL's
 README); hopper-medium 98 with imitation first and LayerNorm (logs of "First Imitate").
@@ -81,8 +88,8 @@ class Config(struct.PyTreeNode):
     """Standard deviation of the noise on actions online."""
     online_cloning: float = 1.0
     """Weight of the cloning term online; 0 is TD3-ft."""
-    td_share: float = 1.0
-    """Share of the temporal-difference loss in the critics' (l); the rest regresses Monte-Carlo returns."""
+    td_share: float = 0.0
+    """Share of the temporal-difference loss in the critics' imitation (l); the rest regresses Monte-Carlo returns."""
     conservative: float = 0.0
     """Weight of the conservative term (w)."""
     hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
@@ -118,10 +125,12 @@ class Config(struct.PyTreeNode):
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
-        if not self.mixed and (self.td_share != 1 or self.conservative != 0):
+        if not self.mixed and (self.td_share != 0 or self.conservative != 0):
             return "--td-share and --conservative need --mixed"
         if not 0 <= self.td_share <= 1:
             return f"--td-share must lie in [0, 1], not {self.td_share}"
+        if self.td_share > 0 and self.pretrain_steps == 0:
+            return f"--td-share {self.td_share} mixes the losses of imitation: it needs --pretrain-steps"
         counts = (self.utd, self.batch_size, self.policy_delay, self.offline_steps, *self.hidden, *self.actor_hidden)
         if min(counts) < 1 or min(self.pretrain_steps, self.online_steps) < 0:
             return (
@@ -131,7 +140,7 @@ class Config(struct.PyTreeNode):
         return None
 
 
-FIRST = {"pretrain_steps": 10_000, "layer_norm": True, "actor_hidden": (256, 256, 256), "offline_steps": 500_000}
+FIRST = {"pretrain_steps": 10_000, "layer_norm": True, "actor_hidden": (256, 256, 256), "offline_steps": 990_000}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # By task family.
@@ -141,16 +150,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalise": False, "discount": 0.995, "hidden": (128, 128), "actor_hidden": (128, 128),
         "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
-    # By algorithm, with --preset: laid over the family's.
+    # By algorithm, with --preset: laid over the family's. The authors count imitation among their steps.
     "imitate-first": FIRST,
     "imitate-first-adroit": FIRST | {
         "pretrain_steps": 200_000, "offline_steps": 100_000, "alpha": 1.0, "mixed": True, "conservative": 1.0,
     },
 } | {
     # By algorithm and task: laid over the algorithm's.
-    f"imitate-first/{body}-{quality}": {"alpha": alpha}
-    for body, alpha in (("halfcheetah", 20.0), ("hopper", 10.0), ("walker2d", 5.0))
-    for quality in ("medium", "medium-replay")
+    f"imitate-first/{body}-{quality}": {"alpha": alpha, "offline_steps": steps}
+    for bodies, qualities, alpha, steps in (
+        (["halfcheetah"], ["medium", "medium-replay"], 20.0, 90_000),
+        (["hopper"], ["medium", "medium-replay"], 10.0, 490_000),
+        (["walker2d"], ["medium", "medium-replay"], 5.0, 490_000),
+        (["pen", "door", "hammer", "relocate"], ["human", "cloned", "expert"], 1.0, 290_000),
+    )
+    for body in bodies
+    for quality in qualities
+} | {
+    # Ours, as in the family.
+    f"imitate-first/pointmaze-{maze}": {"actor_hidden": (128, 128, 128), "offline_steps": 50_000}
+    for maze in ("umaze", "medium", "large")
 }  # fmt: skip
 
 
@@ -182,7 +201,7 @@ class TD3BC(struct.PyTreeNode):
         """The data with their Monte-Carlo returns, in the task's training rewards; NaN where nothing learns them."""
         rows = data.batch(task)
         returns = np.full_like(rows.reward, np.nan)
-        if config.pretrain_steps or config.mixed:
+        if config.pretrain_steps:
             returns = transforms.returns_to_go(data, rows.reward, float(config.discount), continued=True)
         return Prior(**vars(rows), return_to_go=returns)
 
@@ -239,22 +258,32 @@ class TD3BC(struct.PyTreeNode):
         return batch.reward + c.discount * batch.mask * next_q
 
     def critic_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Squared error to one common target, summed over both critics; mixed with other terms where asked for."""
-        c = self.config
+        """Squared error to one common target, summed over both critics; with the conservative term where asked for."""
         target_key, random_key = jax.random.split(key)
         q = self.critic(batch.observation, batch.action, params=params)
         loss = td = jnp.square(q - self.target(batch, target_key)).mean(axis=-1).sum()
-        if c.mixed:
-            loss = scaled(td)
-            if isinstance(batch, Prior):
-                returns = jnp.square(q - batch.return_to_go).mean(axis=-1).sum()
-                loss = c.td_share * scaled(td) + (1 - c.td_share) * scaled(returns)
-            actions = jax.random.uniform(random_key, (10, *batch.action.shape), minval=-1.0, maxval=1.0)
-            observations = jnp.broadcast_to(batch.observation, (10, *batch.observation.shape))
-            random_q = self.critic(observations, actions, params=params)
-            gap = (logsumexp(random_q, axis=1) - q).mean(axis=-1).sum()
-            loss += c.conservative * scaled(gap)
+        if self.config.mixed:
+            loss = scaled(td) + self.config.conservative * scaled(self.conservatism(params, batch, q, random_key))
         return loss, {"critic_loss": td, "q": q.mean()}
+
+    def imitation_loss(self, params: Parameters, batch: Prior, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Squared error to the returns, summed over both critics; mixed with other terms where asked for."""
+        c = self.config
+        q = self.critic(batch.observation, batch.action, params=params)
+        loss = returns = jnp.square(q - batch.return_to_go).mean(axis=-1).sum()
+        if c.mixed:
+            target_key, random_key = jax.random.split(key)
+            td = jnp.square(q - self.target(batch, target_key)).mean(axis=-1).sum()
+            loss = (1 - c.td_share) * scaled(returns) + c.td_share * scaled(td)
+            loss += c.conservative * scaled(self.conservatism(params, batch, q, random_key))
+        return loss, {"critic_loss": returns, "q": q.mean()}
+
+    def conservatism(self, params: Parameters, batch: Batch, q: jax.Array, key: jax.Array) -> jax.Array:
+        """C, [], for the critics' values `q` [critic, batch] of the data's actions."""
+        actions = jax.random.uniform(key, (10, *batch.action.shape), minval=-1.0, maxval=1.0)
+        observations = jnp.broadcast_to(batch.observation, (10, *batch.observation.shape))
+        random_q = self.critic(observations, actions, params=params)
+        return (logsumexp(random_q, axis=1) - q).mean(axis=-1).sum()
 
     def actor_loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
         """The value of the policy's own actions, normalised and negated, and the distance from the data's actions."""
@@ -273,24 +302,19 @@ class TD3BC(struct.PyTreeNode):
             target_critic=self.target_critic.track(self.critic, rate),
         )
 
-    def imitate(self, batch: Prior) -> tuple[Self, Metrics]:
+    def imitate(self, batch: Prior, key: jax.Array) -> tuple[Self, Metrics]:
         """One step of "First Imitate": the actor clones, the critics regress returns."""
 
         def cloning(params: Parameters) -> jax.Array:
             return jnp.square(self.actor(batch.observation, params=params) - batch.action).mean()
 
-        def returns(params: Parameters) -> tuple[jax.Array, jax.Array]:
-            q = self.critic(batch.observation, batch.action, params=params)
-            return jnp.square(q - batch.return_to_go).mean(axis=-1).sum(), q.mean()
-
         actor_loss, actor_gradients = jax.value_and_grad(cloning)(self.actor.params)
-        (critic_loss, q), critic_gradients = jax.value_and_grad(returns, has_aux=True)(self.critic.params)
+        critic_gradients, metrics = jax.grad(self.imitation_loss, has_aux=True)(self.critic.params, batch, key)
         rate = self.config.learning_rate
         agent = self.replace(
             actor=self.actor.descend(actor_gradients, rate), critic=self.critic.descend(critic_gradients, rate)
         )
-        metrics = {"critic_loss": critic_loss, "q": q, "actor_loss": actor_loss, "cloning": actor_loss}
-        return agent.track(), metrics
+        return agent.track(), metrics | {"actor_loss": actor_loss, "cloning": actor_loss}
 
     def improve(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
         """Critic step `number`, and after every `policy_delay` of them a step of the actor and the targets."""
@@ -314,7 +338,7 @@ class TD3BC(struct.PyTreeNode):
 
         def once(agent: Self, x: tuple) -> tuple[Self, Metrics]:
             batch, key, number = x
-            return agent.imitate(batch) if agent.phase == "imitation" else agent.improve(batch, key, number)
+            return agent.imitate(batch, key) if agent.phase == "imitation" else agent.improve(batch, key, number)
 
         numbers = (step - 1) * count + 1 + jnp.arange(count)
         agent, metrics = jax.lax.scan(once, self, (batches, jax.random.split(key, count), numbers))

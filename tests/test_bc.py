@@ -1,5 +1,7 @@
 """algorithms/bc.py: every policy's loss against an independent NumPy computation, and what each is for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,29 @@ def test_actions_are_actions_and_the_same_for_the_same_observation(policy):
     np.testing.assert_array_equal(action, agent.act(observation))
     # Whatever stands beside it.
     np.testing.assert_allclose(np.asarray(agent.act(observation[1:, :3])), action[1:, :3], atol=1e-6)
+
+
+def test_the_policy_learns_and_acts_on_normalised_observations():
+    """Of data whose mean is far from 0, against NumPy; what is drawn from them stays as it is until then."""
+    prior = random_batch(1, 200)
+    prior = prior.replace(observation=30 + 5 * prior.observation)
+    example = jax.tree.map(lambda x: x[0], prior)
+    config = Config(hidden=(8, 6), batch_size=500)
+    for normalise in (True, False):
+        agent = BC.create(dataclasses.replace(config, normalise=normalise), jax.random.key(0), example, prior)
+        p, x = parameters(agent.policy), prior.observation.astype(np.float64)
+        if normalise:
+            x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+        action = np.tanh(dense(mlp(x, p["features"]), p["mean"]))
+        np.testing.assert_allclose(agent.act(prior.observation), action, rtol=1e-4, atol=1e-5)
+        loss, _ = agent.loss(agent.policy.params, prior, KEY)
+        np.testing.assert_allclose(loss, np.mean((action - prior.action) ** 2), rtol=1e-4)
+        drawn = agent.sample(jax.random.key(1), None, prior)
+        assert drawn.observation.shape == (500, OBSERVATION)
+        rows = (drawn.observation[:, None] == prior.observation).all(-1)
+        assert (rows.sum(1) == 1).all()
+        assert rows.any(0).mean() > 0.8
+        np.testing.assert_array_equal(drawn.action, prior.action[rows.argmax(1)])
 
 
 @pytest.mark.parametrize("policy", ["vae", "flow"])

@@ -7,6 +7,9 @@ import pytest
 from reference import ACTION, OBSERVATION, ROWS, adam_first_step, head, parameters, q_values, random_batch, shaken
 
 from algorithms.iql import IQL, PRESETS, Config, Prior
+from common import tasks
+from common.commandline import parse
+from common.datasets import Dataset
 from common.replay import Replay
 
 
@@ -111,6 +114,26 @@ def test_minibatches_come_from_the_data_and_online_from_both_with_rewards_rescal
     values, counts = np.unique(np.asarray(online.reward), return_counts=True)
     assert values.tolist() == [-2.0, 10.0]
     assert abs(counts[0] / counts.sum() - 0.5) < 0.05  # twenty rows each
+
+
+def test_rewards_of_locomotion_are_brought_to_scale_and_no_others():
+    """Episodes that return 1, 4 and 9 - one terminated, one cut by the time limit, one by the end of the file."""
+    reward = np.array([2, -1, 4, 3, 3, 3], np.float32)
+    data = Dataset(
+        observation=np.zeros((6, OBSERVATION), np.float32), action=np.zeros((6, ACTION), np.float32), reward=reward,
+        terminated=np.array([0, 1, 0, 0, 0, 0], bool), truncated=np.array([0, 0, 1, 0, 0, 1], bool),
+        next_observation=np.zeros((6, OBSERVATION), np.float32), success=np.zeros(6, bool), source="npz:test",
+    )  # fmt: skip
+
+    def rewards(name: str, *flags: str) -> np.ndarray:
+        config = parse(["--env", name, "--batch-size", "64", *flags], "iql", "", Config, PRESETS).config
+        prior = IQL.prepare(config, data, tasks.find(name))
+        agent = IQL.create(config, jax.random.key(0), jax.tree.map(lambda x: x[0], prior.rows), prior)
+        return np.unique(agent.sample(jax.random.key(1), None, prior).reward)
+
+    np.testing.assert_allclose(rewards("hopper-medium", "--hidden", "8"), [-125, 250, 375, 500])  # 1000 / (9 - 1)
+    assert rewards("hopper-medium", "--hidden", "8", "--no-rescale-rewards").tolist() == [-1, 2, 3, 4]
+    assert rewards("pointmaze-umaze", "--hidden", "8").tolist() == [-2, 1, 2, 3]  # -1 per step
 
 
 def test_dropout_acts_in_training_alone():

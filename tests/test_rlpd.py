@@ -10,6 +10,8 @@ import pytest
 from reference import ACTION, OBSERVATION, ROWS, q_values, random_batch, tanh_normal
 
 from algorithms.rlpd import PRESETS, RLPD, Config
+from common.commandline import parse
+from common.errors import Refused
 from common.replay import Batch, Replay
 
 
@@ -197,10 +199,39 @@ def test_dropout_is_active_and_differs_between_members():
     twins = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), agent.critic.params)
     q = agent.critic(batch.observation, batch.action, params=twins, dropout_key=jax.random.key(0))
     assert not np.allclose(q[0], q[1])
-    losses = [agent.critic_loss(agent.critic.params, batch, jax.random.key(s))[0] for s in (0, 1)]
-    assert losses[0] != losses[1]
     same = agent.critic(batch.observation, batch.action, params=twins)
     np.testing.assert_array_equal(same[0], same[1])
+
+
+def test_dropout_acts_in_the_target_the_critics_and_under_the_actor():
+    """Each against the same parameters without dropout, and the same numbers from the same key."""
+    dropping, whole, key = make_agent(dropout=0.5), make_agent(), jax.random.key(3)
+    jax.tree.map(np.testing.assert_array_equal, dropping.critic.params, whole.critic.params)
+    going, ended = (random_batch(8, ROWS).replace(mask=np.full(ROWS, mask, np.float32)) for mask in (1, 0))
+    for value in (
+        lambda agent: agent.target(going, key),
+        lambda agent: agent.critic_loss(agent.critic.params, ended, key)[0],  # whose target asks no critic
+        lambda agent: agent.actor_loss(agent.actor.params, going, key)[0],
+    ):
+        assert (value(dropping) != value(whole)).all()
+        np.testing.assert_array_equal(value(dropping), value(dropping))
+
+
+def test_weight_decay_shrinks_the_critics_kernels_at_every_step():
+    """What AdamW takes off beside Adam's step: rate x decay x kernel, of no bias and no LayerNorm."""
+    plain, decayed = (make_agent(learning_rate=0.1, weight_decay=decay) for decay in (0.0, 0.5))
+    batch, key = random_batch(3, ROWS), jax.random.key(7)
+    one, other = plain.update_critic(batch, key)[0], decayed.update_critic(batch, key)[0]
+    before = jax.tree_util.tree_flatten_with_path(plain.critic.params)[0]
+    for (path, old), without, new in zip(
+        before, *(jax.tree.leaves(agent.critic.params) for agent in (one, other)), strict=True
+    ):
+        taken = 0.05 * old * (path[-1].key == "kernel")
+        np.testing.assert_allclose(without - new, taken, rtol=1e-3, atol=1e-6)
+    assert {path[-1].key for path, _ in before} == {"kernel", "bias", "scale"}
+    one, other = plain.update_actor(batch, key)[0], decayed.update_actor(batch, key)[0]
+    jax.tree.map(np.testing.assert_array_equal, one.actor.params, other.actor.params)
+    jax.tree.map(np.testing.assert_array_equal, one.temperature.params, other.temperature.params)
 
 
 def test_weight_decay_shrinks_kernels_only():
@@ -290,11 +321,24 @@ def test_presets_are_the_paper_tables():
         ({"dropout": 1.0}, "--dropout"),
         ({"utd": 0}, "--utd"),
         ({"seeded_buffer": True}, "--seeded-buffer"),
+        ({"steps": 5000}, "--start-training 5000"),
     ],
 )
 def test_impossible_values_are_named(values, flag):
     assert flag in Config(**values).problem()
     assert Config().problem() is None
+
+
+def test_a_run_that_would_never_learn_is_refused():
+    """The first update is at the step after `start_training`; with pretraining, something is learnt before."""
+    assert Config(steps=5001).problem() is None
+    assert Config(steps=1, start_training=0).problem() is None
+    assert Config(steps=10, pretrain_steps=1).problem() is None
+    with pytest.raises(Refused, match=r"--start-training 1000 .* must be below --steps 1000$"):
+        parse(["--env", "pointmaze-large", "--steps", "1000"], "rlpd", "", Config, PRESETS)
+    for name, preset in PRESETS.items():
+        fields = {k: v for k, v in preset.items() if hasattr(Config(), k)}
+        assert Config(**fields).problem() is None, name
 
 
 def test_import_has_no_side_effect():

@@ -1,6 +1,7 @@
 """algorithms/td3_bc.py against an independent NumPy computation, and its semantics."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from common.replay import Replay
 
 def with_returns(batch, seed=0):
     returns = np.random.default_rng(seed).normal(size=batch.reward.shape).astype(np.float32)
-    return Prior(**vars(batch), return_to_go=returns)
+    return Prior(**(vars(batch) | {"return_to_go": returns}))
 
 
 def make_agent(**values) -> TD3BC:
@@ -86,31 +87,85 @@ def test_no_gradient_flows_through_the_actors_normalisation():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), slope, expected)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_mixed_losses_are_divided_by_their_own_size(share):
-    """The gradient is that of (1 - l) log L_MC + l log L_TD + w log |C|, signed."""
-    agent = make_agent(mixed=True, td_share=share, conservative=0.5)
-    batch, key = with_returns(random_batch(2, ROWS)), jax.random.key(3)
+def mixed_terms(agent, batch, key):
+    """Functions of the critics' parameters: L_Q, L_MC and C, and the target of the first by NumPy."""
     target_key, random_key = jax.random.split(key)
-    target = numpy_target(agent, batch, target_key)
+    target = numpy_target(agent, batch, target_key).astype(np.float32)
     random_actions = jax.random.uniform(random_key, (10, ROWS, ACTION), minval=-1.0, maxval=1.0)
-    loss, _ = agent.critic_loss(agent.critic.params, batch, key)
-    q = q_values(agent.critic, range(2), batch.observation, batch.action)
-    q_random = np.stack([q_values(agent.critic, range(2), batch.observation, a) for a in np.asarray(random_actions)])
-    gap = (np.log(np.exp(q_random).sum(0)) - q).mean(-1).sum()
-    np.testing.assert_allclose(loss, 1.0 + 0.5 * np.sign(gap), rtol=1e-5)
 
-    def logarithms(params):
-        q = agent.critic(batch.observation, batch.action, params=params)
-        td = jnp.square(q - target.astype(np.float32)).mean(-1).sum()
-        returns = jnp.square(q - batch.return_to_go).mean(-1).sum()
+    def q(params):
+        return agent.critic(batch.observation, batch.action, params=params)
+
+    def gap(params):
         wide = jnp.stack([agent.critic(batch.observation, a, params=params) for a in random_actions])
-        gap = (jax.nn.logsumexp(wide, axis=0) - q).mean(-1).sum()
-        return share * jnp.log(td) + (1 - share) * jnp.log(returns) + 0.5 * jnp.sign(gap) * jnp.log(jnp.abs(gap))
+        return (jax.nn.logsumexp(wide, axis=0) - q(params)).mean(-1).sum()
 
-    slope = jax.grad(lambda p: agent.critic_loss(p, batch, key)[0])(agent.critic.params)
-    expected = jax.grad(logarithms)(agent.critic.params)
+    return (
+        lambda params: jnp.square(q(params) - target).mean(-1).sum(),
+        lambda params: jnp.square(q(params) - batch.return_to_go).mean(-1).sum(),
+        gap,
+    )
+
+
+def numpy_gap(agent, batch, key):
+    actions = np.asarray(jax.random.uniform(jax.random.split(key)[1], (10, ROWS, ACTION), minval=-1.0, maxval=1.0))
+    q = q_values(agent.critic, range(2), batch.observation, batch.action)
+    q_random = np.stack([q_values(agent.critic, range(2), batch.observation, a) for a in actions])
+    return (np.log(np.exp(q_random).sum(0)) - q).mean(-1).sum()
+
+
+def assert_slope(loss, logarithms, params):
+    """Of a loss of terms divided by their own size, the gradient is that of their logarithms."""
+    slope, expected = jax.grad(loss)(params), jax.grad(logarithms)(params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), slope, expected)
+
+
+def favoured(agent, batch):
+    """The agent with steeper critics, and the batch with corner actions that they prefer to random ones: C < 0."""
+    layers = agent.critic.params["params"]
+    steep = layers | {"Dense_0": jax.tree.map(lambda x: 50 * x, layers["Dense_0"])}
+    agent = agent.replace(critic=agent.critic.replace(params={"params": steep}))
+    corners = np.array(list(itertools.product([-1, 1], repeat=ACTION)), np.float32)
+    q = [q_values(agent.critic, range(2), batch.observation, np.tile(c, (ROWS, 1))).sum(0) for c in corners]
+    return agent, batch.replace(action=corners[np.argmax(q, axis=0)])
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_mixed_losses_of_imitation_are_divided_by_their_own_size(share, negative):
+    """The gradient is that of (1 - l) log L_MC + l log L_Q + w log |C|, signed."""
+    agent = make_agent(mixed=True, td_share=share, conservative=0.5, pretrain_steps=1)
+    batch, key = with_returns(random_batch(4, ROWS)), jax.random.key(3)
+    if negative:
+        agent, batch = favoured(agent, batch)
+    td, returns, gap = mixed_terms(agent, batch, key)
+    sign = -1 if negative else 1
+    assert np.sign(numpy_gap(agent, batch, key)) == sign
+    loss, metrics = agent.imitation_loss(agent.critic.params, batch, key)
+    np.testing.assert_allclose(loss, 1.0 + 0.5 * sign, rtol=1e-5)
+    q = q_values(agent.critic, range(2), batch.observation, batch.action)
+    np.testing.assert_allclose(metrics["critic_loss"], ((q - batch.return_to_go) ** 2).mean(-1).sum(), rtol=1e-5)
+    assert_slope(
+        lambda p: agent.imitation_loss(p, batch, key)[0],
+        lambda p: share * jnp.log(td(p)) + (1 - share) * jnp.log(returns(p)) + 0.5 * sign * jnp.log(jnp.abs(gap(p))),
+        agent.critic.params,
+    )
+
+
+@pytest.mark.parametrize("rows", [with_returns(random_batch(2, ROWS)), random_batch(2, ROWS)])
+def test_mixed_losses_after_imitation_know_no_returns(rows):
+    """The gradient is that of log L_Q + w log |C|, signed, for the data alone and with experience."""
+    agent, key = make_agent(mixed=True, td_share=0.3, conservative=0.5, pretrain_steps=1), jax.random.key(3)
+    td, _, gap = mixed_terms(agent, with_returns(rows), key)
+    assert numpy_gap(agent, rows, key) > 0
+    loss, metrics = agent.critic_loss(agent.critic.params, rows, key)
+    np.testing.assert_allclose(loss, 1.0 + 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["critic_loss"], td(agent.critic.params), rtol=1e-5)
+    assert_slope(
+        lambda p: agent.critic_loss(p, rows, key)[0],
+        lambda p: jnp.log(td(p)) + 0.5 * jnp.log(gap(p)),
+        agent.critic.params,
+    )
 
 
 def test_a_time_limit_bootstraps_and_a_termination_does_not():
@@ -141,15 +196,17 @@ def test_several_critic_steps_in_one_update_use_their_own_minibatches():
                                               strict=True))  # fmt: skip
 
 
-def test_imitation_clones_and_regresses_returns():
-    agent = make_agent(learning_rate=1e-2, target_rate=0.25).enter("imitation", jax.random.key(0), None)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_imitation_clones_and_regresses_returns(mixed):
+    agent = make_agent(learning_rate=1e-2, target_rate=0.25, mixed=mixed, conservative=0.5 * mixed)
+    agent = agent.enter("imitation", jax.random.key(0), None)
     batch = with_returns(random_batch(6, 1, ROWS))
     one = jax.tree.map(lambda x: x[0], batch)
     after, metrics = jax.jit(TD3BC.update)(agent, batch, jax.random.key(0), jnp.int32(3))
     clone = jax.grad(lambda p: jnp.square(agent.actor(one.observation, params=p) - one.action).mean())
-    fit = jax.grad(
-        lambda p: jnp.square(agent.critic(one.observation, one.action, params=p) - one.return_to_go).mean(-1).sum()
-    )
+    (step_key,) = jax.random.split(jax.random.key(0), 1)
+    _, returns, gap = mixed_terms(agent, one, step_key)
+    fit = jax.grad((lambda p: jnp.log(returns(p)) + 0.5 * jnp.log(gap(p))) if mixed else returns)
 
     def same(got, expected):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), got, expected)
@@ -179,25 +236,55 @@ def test_returns_go_on_for_ever_after_a_time_limit_and_stop_at_a_termination():
     unused = TD3BC.prepare(Config(discount=1.0), data, tasks.find("hopper-medium"))
     assert np.isnan(unused.return_to_go).all()
     with pytest.raises(Refused, match="below 1"):
-        TD3BC.prepare(Config(discount=1.0, mixed=True), data, tasks.find("hopper-medium"))
+        TD3BC.prepare(Config(discount=1.0, pretrain_steps=1), data, tasks.find("hopper-medium"))
+
+
+def far_from_zero(batch):
+    """Observations of mean 3 and next ones of mean -7, so that none is all but normalised by chance."""
+    return batch.replace(observation=3 + 2 * batch.observation, next_observation=-7 + 2 * batch.next_observation)
+
+
+def assert_rows(agent, drawn, *sources):
+    """Every drawn row is a row of one of the sources, with both its observations normalised."""
+
+    def joined(batch):
+        parts = batch.observation, batch.action, batch.reward[..., None], batch.mask[..., None], batch.next_observation
+        return np.concatenate([np.asarray(x) for x in parts], axis=-1)
+
+    mean, std = (np.asarray(x) for x in (agent.mean, agent.std))
+    raw = drawn.replace(
+        observation=drawn.observation * std + mean, next_observation=drawn.next_observation * std + mean
+    )
+    rows = joined(raw).reshape(-1, 2 * OBSERVATION + ACTION + 2)
+    known = np.concatenate([joined(source) for source in sources])
+    assert np.abs(rows[:, None] - known).max(-1).min(1).max() < 1e-4
 
 
 def test_observations_are_normalised_everywhere_alike():
-    prior = with_returns(random_batch(1, 200))
-    prior = prior.replace(observation=3 + 2 * prior.observation)
+    prior = far_from_zero(with_returns(random_batch(1, 200)))
     example = jax.tree.map(lambda x: x[0], random_batch(0, 1))
-    agent = TD3BC.create(Config(hidden=(8,), actor_hidden=(8,), batch_size=5000), jax.random.key(0), example, prior)
-    seen = np.asarray(agent.sample(jax.random.key(1), None, prior).observation)[0]
-    np.testing.assert_allclose(seen.mean(0), 0, atol=0.1)
-    np.testing.assert_allclose(seen.std(0), 1, atol=0.1)
-    raw = prior.observation[:4]
-    np.testing.assert_allclose(agent.act(raw), agent.actor((raw - agent.mean) / agent.std), rtol=1e-5)
-    experience = Replay.create(example, 4).insert(jax.tree.map(lambda x: x[0], random_batch(8, 1)))
+    agent = TD3BC.create(
+        Config(hidden=(8,), actor_hidden=(8,), batch_size=500, utd=3, exploration_noise=0.0),
+        jax.random.key(0), example, prior,
+    )  # fmt: skip
+    np.testing.assert_allclose(agent.mean, prior.observation.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(agent.std, prior.observation.std(0) + 1e-3, rtol=1e-4)
+    offline = agent.sample(jax.random.key(1), None, prior)
+    assert offline.observation.shape == (1, 500, OBSERVATION)
+    assert_rows(agent, offline, prior)
+    assert isinstance(offline, Prior)
+    collected, experience = far_from_zero(random_batch(8, 100)), Replay.create(example, 100)
+    for row in range(100):
+        experience = experience.insert(jax.tree.map(lambda x, r=row: x[r], collected))
     online = agent.sample(jax.random.key(2), experience, prior)
     assert not isinstance(online, Prior)
-    known = np.concatenate([prior.observation, random_batch(8, 1).observation])
-    distance = np.abs(np.asarray(online.observation)[0][:50, None] * agent.std + agent.mean - known).max(-1).min(1)
-    assert distance.max() < 1e-4
+    assert online.observation.shape == (3, 500, OBSERVATION)
+    assert_rows(agent, online, prior, collected)
+    assert abs(np.isin(np.asarray(online.reward), collected.reward).mean() - 1 / 3) < 0.05
+    raw = prior.observation[:4]
+    expected = actions_of(agent.actor, (raw - np.asarray(agent.mean)) / np.asarray(agent.std))
+    np.testing.assert_allclose(agent.act(raw), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(agent.explore(raw, jax.random.key(3)), expected, rtol=1e-4, atol=1e-6)
     unnormalised = TD3BC.create(dataclasses.replace(agent.config, normalise=False), jax.random.key(0), example, prior)
     np.testing.assert_array_equal(unnormalised.normal(raw), raw)
 
@@ -222,8 +309,11 @@ def test_it_explores_with_noise_within_the_bounds():
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"td_share": 0.5}, "--mixed"),
-        ({"td_share": 2.0, "mixed": True}, "--td-share"),
+        ({"td_share": 0.5, "pretrain_steps": 1}, "--mixed"),
+        ({"conservative": 0.5}, "--mixed"),
+        ({"td_share": 0.5, "mixed": True}, "--pretrain-steps"),
+        ({"td_share": 0.5, "mixed": True, "online_steps": 1}, "--pretrain-steps"),
+        ({"td_share": 2.0, "mixed": True, "pretrain_steps": 1}, "--td-share must"),
         ({"policy_delay": 0}, "--policy-delay"),
         ({"pretrain_steps": -1}, "--pretrain-steps"),
     ],
@@ -232,22 +322,54 @@ def test_impossible_values_are_named(values, told):
     assert told in Config(**values).problem()
 
 
-def test_first_imitates_alpha_is_that_of_the_data_set():
-    def alpha(*arguments):
-        return parse(["--preset", "imitate-first", *arguments], "td3_bc", "", Config, PRESETS).config.alpha
+def first_imitate(*arguments):
+    return parse(["--preset", "imitate-first", *arguments], "td3_bc", "", Config, PRESETS).config
 
-    assert alpha("--env", "hopper-medium") == 10
-    assert alpha("--env", "walker2d-medium-replay") == 5
-    assert alpha("--env", "hopper-expert") == 2.5
-    assert alpha("--env", "hopper-medium", "--alpha", "3") == 3
+
+def test_first_imitates_alpha_is_that_of_the_data_set():
+    assert first_imitate("--env", "hopper-medium").alpha == 10
+    assert first_imitate("--env", "hopper-medium", "--alpha", "3").alpha == 3
     with pytest.raises(Refused, match=r"td3_bc has imitate-first, imitate-first-adroit$"):
         parse(["--preset", "first"], "td3_bc", "", Config, PRESETS)
 
 
+@pytest.mark.parametrize(
+    ("bodies", "qualities", "alpha", "total"),
+    [
+        ("halfcheetah", "medium medium-replay", 20, 100_000),
+        ("hopper", "medium medium-replay", 10, 500_000),
+        ("walker2d", "medium medium-replay", 5, 500_000),
+        ("halfcheetah hopper walker2d", "random medium-expert expert", 2.5, 1_000_000),
+        ("pen door hammer relocate", "human cloned expert", 1, 300_000),
+    ],
+)
+def test_first_imitates_alpha_and_steps_are_those_of_its_authors(bodies, qualities, alpha, total):
+    """Their configurations, whose steps include the 10,000 of imitation (200,000 of Adroit's, with both terms)."""
+    for body, quality in itertools.product(bodies.split(), qualities.split()):
+        config = first_imitate("--env", f"{body}-{quality}")
+        assert (config.alpha, config.pretrain_steps) == (alpha, 10_000)
+        assert config.pretrain_steps + config.offline_steps == total
+        assert (config.hidden, config.actor_hidden, config.layer_norm) == ((256,) * 2, (256,) * 3, True)
+        if total == 300_000:
+            task = ["--env", f"{body}-{quality}", "--preset", "imitate-first-adroit"]
+            config = parse(task, "td3_bc", "", Config, PRESETS).config
+            assert (config.alpha, config.pretrain_steps, config.offline_steps) == (1, 200_000, 100_000)
+            assert (config.mixed, config.td_share, config.conservative) == (True, 0, 1)
+
+
+@pytest.mark.parametrize("maze", ["umaze", "medium", "large"])
+def test_imitation_first_keeps_the_small_networks_of_the_small_maze(maze):
+    config = first_imitate("--env", f"pointmaze-{maze}")
+    assert (config.hidden, config.actor_hidden, config.layer_norm) == ((128,) * 2, (128,) * 3, True)
+    family = PRESETS["pointmaze"]
+    assert (config.offline_steps, config.discount) == (family["offline_steps"], family["discount"]) == (50_000, 0.995)
+
+
 def test_every_point_of_a_grid_is_checked():
+    grid = ["--grid.td-share", "0", "0.5", "--pretrain-steps", "1"]
     with pytest.raises(Refused, match="need --mixed"):
-        parse(["--grid.td-share", "1", "0.5"], "td3_bc", "", Config, PRESETS)
-    assert len(parse(["--grid.td-share", "1", "0.5", "--mixed"], "td3_bc", "", Config, PRESETS).points()) == 2
+        parse(grid, "td3_bc", "", Config, PRESETS)
+    assert len(parse([*grid, "--mixed"], "td3_bc", "", Config, PRESETS).points()) == 2
 
 
 def test_phases_and_presets():
