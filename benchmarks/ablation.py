@@ -9,9 +9,8 @@ to benchmarks/results/rlpd_ablation_TASK.{csv,json,png}.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import publish
+from benchmarks.figures import png
+from benchmarks.finished import Finished, begun, opened
+from benchmarks.results import file, publish, write
+from common.errors import Refused, exiting
 
 VARIANTS = {
     "RLPD": [],
@@ -59,35 +61,49 @@ class Ablation:
     runs: Path = Path("runs/ablation")
     """Where the run directories are kept until they are finished."""
 
+    @property
+    def task(self) -> str:
+        """The task as a part of a file's name."""
+        return re.sub(r"[^\w.+-]+", "-", self.env)
 
-def train(ablation: Ablation, name: str, cores: set[int]) -> Path:
-    """Train one variant on these cores, or what is missing of it; its run directory."""
-    out = ablation.runs / ablation.env / name.replace(" ", "-")
-    program = [sys.executable, str(ROOT / "algorithms" / "rlpd.py")]
-    if (out / "summary.json").exists():
-        return out
-    if (out / "config.json").exists():
-        command = [*program, "--resume", str(out)]
-    else:
-        seeds = ["--num-seeds", str(ablation.num_seeds), "--devices", "1"]
-        command = [*program, "--env", ablation.env, *seeds, "--out", str(out), *VARIANTS[name]]
+    def folder(self, name: str) -> Path:
+        """The run directory of a variant."""
+        return self.runs / self.task / name.replace(" ", "-")
+
+    def command(self, name: str) -> list[str] | None:
+        """What trains a variant, or what is missing of it; None if it has finished. Refused if another run is there."""
+        out = self.folder(name)
+        arguments = ["--env", self.env, "--num-seeds", str(self.num_seeds), "--devices", "1", *VARIANTS[name]]
+        if not begun(out, arguments):
+            asked = [*arguments, "--out", str(out)]
+        elif not (out / "summary.json").exists():
+            asked = ["--resume", str(out)]
+        else:
+            return None
+        return [sys.executable, str(ROOT / "algorithms" / "rlpd.py"), *asked]
+
+
+def train(ablation: Ablation, name: str, cores: set[int]) -> None:
+    """Train on these cores what is missing of a variant. Raises Refused if that fails."""
+    if (command := ablation.command(name)) is None:
+        return
     prefix = ["taskset", "-c", ",".join(map(str, sorted(cores)))] if hasattr(os, "sched_getaffinity") else []
-    subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL)
-    return out
+    done = subprocess.run([*prefix, *command], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise Refused(f"{name}: training has ended with status {done.returncode}; the same command goes on from there")
 
 
-def collect(ablation: Ablation, folders: dict[str, Path]) -> list[dict[str, str | float]]:
+def collect(ablation: Ablation, found: dict[str, Finished]) -> list[dict[str, str | float]]:
     """The evaluations of all variants as rows of one table."""
     rows = []
-    for name, folder in folders.items():
-        with (folder / "eval.csv").open() as file:
-            for row in csv.DictReader(file):
-                kept = {k: row[k] for k in ("seed", "step", "episodes", "return_mean", "score", "success")}
-                rows.append({"task": ablation.env, "variant": name, "flags": " ".join(VARIANTS[name])} | kept)
+    for name, run in found.items():
+        for row in run.evaluations:
+            kept = {k: row[k] for k in ("seed", "step", "episodes", "return_mean", "score", "success")}
+            rows.append({"task": ablation.env, "variant": name, "flags": " ".join(VARIANTS[name])} | kept)
     return rows
 
 
-def draw(rows: list[dict], path: Path, title: str) -> None:
+def draw(rows: list[dict], title: str) -> Figure:
     """Mean score of every variant against steps; at the right, the final score of every seed."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -104,42 +120,44 @@ def draw(rows: list[dict], path: Path, title: str) -> None:
     axes.set_xticks([t for t in axes.get_xticks() if 0 <= t <= last])
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize="small")
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def main(ablation: Ablation) -> None:
     """Train what is missing, then write and print the table."""
+    if ablation.jobs < 1:
+        raise Refused(f"--jobs must be at least 1, not {ablation.jobs}")
+    for name in VARIANTS:
+        ablation.command(name)  # refuses what is in the way before anything trains
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     jobs = min(ablation.jobs, len(usable))
     shares: Queue[set[int]] = Queue()
     for job in range(jobs):
         shares.put(set(usable[job::jobs]))
 
-    def on_a_share(name: str) -> Path:
+    def on_a_share(name: str) -> None:
         cores = shares.get()
         try:
-            return train(ablation, name, cores)
+            train(ablation, name, cores)
         finally:
             shares.put(cores)
 
     with ThreadPoolExecutor(jobs) as pool:
-        folders = dict(zip(VARIANTS, pool.map(on_a_share, VARIANTS), strict=True))
-    rows = collect(ablation, folders)
-    configs = {name: json.loads((folder / "config.json").read_text()) for name, folder in folders.items()}
-    first = configs["RLPD"]
-    stem = publish(
-        f"rlpd_ablation_{ablation.env}",
+        list(pool.map(on_a_share, VARIANTS))
+    found = {name: opened(ablation.folder(name)) for name in VARIANTS}
+    rows, data = collect(ablation, found), found["RLPD"].config["dataset"]
+    title = f"RLPD on {ablation.env}: mean of {ablation.num_seeds} seeds, and their final scores"
+    picture = png(draw(rows, title), dpi=150)
+    result = f"rlpd_ablation_{ablation.task}"
+    publish(
+        result,
         rows,
         "benchmarks.ablation",
         flags={name: " ".join(flags) for name, flags in VARIANTS.items()},
-        commits=sorted({str(c["commit"]) for c in configs.values()}),
-        dataset={k: first["dataset"][k] for k in ("source", "fingerprint", "transitions")},
+        commits=sorted({str(run.config["commit"]) for run in found.values()}),
+        dataset={k: data[k] for k in ("source", "fingerprint", "transitions")},
     )
-    draw(
-        rows,
-        stem.with_suffix(".png"),
-        f"RLPD on {ablation.env}: mean of {ablation.num_seeds} seeds, and their final scores",
-    )
+    write(file(result, ".png"), picture)
 
     table = Table("variant", "final score by seed", "mean", "mean over all evaluations")
     last = max(int(r["step"]) for r in rows)
@@ -151,4 +169,4 @@ def main(ablation: Ablation) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Ablation, description=__doc__))
+    exiting("ablation", lambda: main(tyro.cli(Ablation, description=__doc__)))

@@ -7,7 +7,9 @@ final scores are held against the recorded ones, and then all together. The ques
 would be so low if old and new seeds were dealt anew (a permutation test), which holds for scores of every shape, also
 for those that are 0 or 100. In 19 of 20 checks of unchanged code nothing at all is called worse (Bonferroni). That
 takes seeds: among seven comparisons, 3 new ones against 10 recorded, or the other way round; 3 against 3 say nothing.
-What has been trained on other data is not compared. Status 1 if anything is worse.
+What has been trained on other data is not compared. Status 1 if anything is worse, or missing: a recorded variant
+without a finished run, on a task that another variant has finished or that a sweep's folder has among its jobs. Other
+recorded tasks are only mentioned, so that one task's folder can be checked by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +27,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.finished import Finished, find
-from benchmarks.results import FOLDER
+from benchmarks.finished import Finished, find, jobs
+from benchmarks.results import file
 from common.errors import Refused, exiting
 
 ALARMS = 0.05
@@ -52,7 +54,7 @@ class Verdict:
     task: str
     variant: str
     said: str
-    """worse, better, as recorded; or why there is nothing to compare."""
+    """worse, better, as recorded, missing; or why there is nothing to compare."""
     recorded: float = float("nan")
     """Mean of the recorded scores."""
     new: float = float("nan")
@@ -98,19 +100,31 @@ def chance(pairs: Sequence[Pair]) -> float:
 
 
 def compare(
-    recorded: Mapping[tuple[str, str], np.ndarray], fingerprints: Mapping[str, str], runs: Sequence[Finished]
+    recorded: Mapping[tuple[str, str], np.ndarray],
+    fingerprints: Mapping[str, str],
+    runs: Sequence[Finished],
+    asked: Collection[str] = (),
 ) -> list[Verdict]:
-    """A verdict on every new run; `recorded`: scores by task and variant; `fingerprints`: of the tasks' data."""
+    """A verdict on every new run, and on every recorded one that is missing.
+
+    `recorded`: scores by task and variant; `fingerprints`: of the data, by task, or by task and variant where these
+    have learnt from different data; `asked`: tasks on which every variant should have run, besides those of `runs`.
+    """
     pairs: dict[tuple[str, str], Pair] = {}
     verdicts = []
     for run in runs:
         scores, card = recorded.get((run.task, run.variant)), run.config["dataset"]
+        fingerprint = fingerprints.get(f"{run.task}, {run.variant}", fingerprints.get(run.task))
         if scores is None:
             verdicts.append(Verdict(run.task, run.variant, "not recorded", new=run.finals().mean()))
-        elif card is not None and fingerprints.get(run.task) != card["fingerprint"]:
+        elif card is not None and fingerprint != card["fingerprint"]:
             verdicts.append(Verdict(run.task, run.variant, "other data", scores.mean(), run.finals().mean()))
         else:
             pairs[run.task, run.variant] = scores, run.finals()
+    there, tasks = {(run.task, run.variant) for run in runs}, {run.task for run in runs}.union(asked)
+    for (task, variant), scores in recorded.items():
+        if task in tasks and (task, variant) not in there:
+            verdicts.append(Verdict(task, variant, "missing", scores.mean()))
     level = ALARMS / (len(pairs) + 1)
 
     def said(mine: list[Pair]) -> tuple[str, float]:
@@ -130,23 +144,24 @@ def compare(
 
 
 def read(name: str) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, str]]:
-    """Recorded scores (returns where a task has none) by task and variant, and the fingerprints of the tasks' data."""
+    """Recorded scores (returns where a task has none) by task and variant, and the fingerprints of the data."""
     try:
-        about = json.loads((FOLDER / f"{name}.json").read_text())
-        with (FOLDER / f"{name}.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        about = json.loads(file(name, ".json").read_text())
+        rows = list(csv.DictReader(file(name, ".csv").read_text().splitlines()))
         scores: dict[tuple[str, str], list[float]] = {}
         for row in rows:
             scores.setdefault((row["task"], row["variant"]), []).append(float(row["score"] or row["return"]))
-        fingerprints = {task: card["fingerprint"] for task, card in about["datasets"].items()}
+        fingerprints = {whose: card["fingerprint"] for whose, card in about["datasets"].items()}
     except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"--against {name}: no report of that name in {FOLDER} ({error})") from error
+        raise Refused(f"--against {name}: no report of that name in benchmarks/results ({error})") from error
     return {key: np.array(values) for key, values in scores.items()}, fingerprints
 
 
 def main(check: Check) -> int:
     """Print the verdicts; the exit status."""
-    verdicts = compare(*read(check.against), find(check.runs))
+    recorded, fingerprints = read(check.against)
+    runs = find(check.runs)
+    verdicts = compare(recorded, fingerprints, runs, {job["task"] for folder in check.runs for job in jobs(folder)})
     table = Table(title=f"against {check.against}")
     for column in ("task", "variant", "recorded", "new", "chance", ""):
         table.add_column(column)
@@ -159,10 +174,14 @@ def main(check: Check) -> int:
     console.print(table)
     compared = [v for v in verdicts if not np.isnan(v.chance) and v.said != "too few seeds"]
     worse = [f"{v.variant} on {v.task}" if v.task != "all" else "all together" for v in compared if v.said == "worse"]
+    missing = [f"{v.variant} on {v.task}" for v in verdicts if v.said == "missing"]
+    elsewhere = dict.fromkeys(task for task, _ in recorded if task not in {v.task for v in verdicts})
+    for what, which in (("worse than recorded", worse), ("missing", missing), ("not checked", elsewhere)):
+        if which:
+            console.print(f"{what}: {', '.join(which)}", highlight=False, soft_wrap=True)
     if not compared:
         raise Refused(f"nothing to compare with {check.against}: see the last column")
-    if worse:
-        console.print(f"worse than recorded: {', '.join(worse)}", highlight=False, soft_wrap=True)
+    if worse or missing:
         return 1
     console.print(f"{sum(v.task != 'all' for v in compared)} compared, none worse than recorded", highlight=False)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.finished import Finished, names
-from benchmarks.statistics import interquartile_mean, interval, mean, optimality_gap, profile
+from benchmarks.statistics import balanced, interquartile_mean, interval, mean, optimality_gap, profile
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
 """Of Okabe and Ito, with Tol's wine instead of yellow: distinct to the colour-blind."""
@@ -56,9 +57,12 @@ def curves(runs: Sequence[Finished]) -> Figure:
 def aggregates(strata: dict[str, list[np.ndarray]], variants: Sequence[str]) -> Figure:
     """Mean, interquartile mean and optimality gap of all tasks together, with their 95 % intervals.
 
-    `strata` are the scores per task of those of the `variants` that have run on all tasks.
+    `strata` are the scores per task of those of the `variants` that have run on all tasks; without equally many runs
+    on every task there is no interquartile mean.
     """
     statistics = {"mean, %": mean, "interquartile mean, %": interquartile_mean, "optimality gap, %": optimality_gap}
+    if not all(map(balanced, strata.values())):
+        del statistics["interquartile mean, %"]
     figure = Figure(figsize=(12, 0.8 + 0.35 * len(strata)), layout="constrained")
     first: Axes | None = None
     for index, (title, statistic) in enumerate(statistics.items()):
@@ -67,7 +71,7 @@ def aggregates(strata: dict[str, list[np.ndarray]], variants: Sequence[str]) -> 
             low, high = interval(tasks, statistic)
             look = style(variants.index(variant))
             axes.plot([low, high], [place] * 2, color=look["color"], linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot(statistic(np.concatenate(tasks)), place, look["marker"], color=look["color"], markersize=7)
+            axes.plot(statistic(tasks), place, look["marker"], color=look["color"], markersize=7)
         axes.set(title=title)
         axes.grid(alpha=0.3, axis="x")
         axes.tick_params(labelleft=index == 0)
@@ -101,3 +105,10 @@ def legend(figure: Figure, handles: dict[str, Any]) -> None:
         handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize="small",
         handlelength=4,
     )  # fmt: skip
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The content of a file with the picture."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()

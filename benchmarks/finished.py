@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results import without_folder
 from common.errors import Refused
+from common.runs import Table
 
 
 @dataclass(frozen=True)
 class Finished:
     """A variant on a task with all its seeds: a finished run directory, or one point of its grid."""
 
+    folder: Path
     task: str
     variant: str
     config: dict[str, Any]
@@ -58,24 +61,68 @@ class Finished:
         return scores[steps > steps[-1] / 2].std(axis=0)
 
 
+def load(path: Path, *keys: str) -> dict[str, Any]:
+    """What a JSON file holds, these keys among it. Raises Refused, naming the file, if it does not."""
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in keys if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise Refused(f"{path}: cannot be read ({error}); train anew, or move it away") from error
+    if missing:
+        raise Refused(f"{path}: {', '.join(missing)} missing; train anew, or move it away")
+    return content
+
+
+def begun(out: Path, arguments: Sequence[str]) -> bool:
+    """Whether the run with these arguments, `--out` left out, has begun in `out`. Raises Refused if another has."""
+    if not (out / "config.json").exists():
+        return False
+    if without_folder(load(out / "config.json", "arguments")["arguments"]) != list(arguments):
+        raise Refused(f"{out} holds another run than is asked for now: move it away to train anew")
+    return True
+
+
+def jobs(folder: Path) -> list[dict[str, str]]:
+    """Folder, task and variant of every job of a sweep's folder; of any other there are none."""
+    path = folder / "suite.json"
+    return load(path, "jobs")["jobs"] if path.is_file() else []
+
+
 def find(folders: Sequence[Path]) -> list[Finished]:
-    """The finished runs below the folders, in a sweep's own order. Raises Refused if there are none."""
-    found = []
+    """The finished runs below the folders, in a sweep's own order.
+
+    Raises Refused if there are none, if one cannot be read, or if two are the same variant on the same task.
+    """
+    found: dict[tuple[str, str], Finished] = {}
+    read: set[Path] = set()
     for folder in folders:
-        named: dict[Path, tuple[str, str]] = {}
-        if (folder / "suite.json").is_file():
-            jobs = json.loads((folder / "suite.json").read_text())["jobs"]
-            named = {folder / job["folder"]: (job["task"], job["variant"]) for job in jobs}
+        named = {folder / job["folder"]: (job["task"], job["variant"]) for job in jobs(folder)}
         below = sorted(path.parent for path in folder.rglob("summary.json"))
         for path in [p for p in named if p in below] + [p for p in below if p not in named]:
-            config = json.loads((path / "config.json").read_text())
-            task, variant = named.get(path, (config["run"]["env"], path.name))
-            with (path / "eval.csv").open() as file:
-                rows = list(csv.DictReader(file))
-            found += points(Finished(task, variant, config, json.loads((path / "summary.json").read_text()), rows))
+            if path.resolve() in read:
+                continue
+            read.add(path.resolve())
+            for run in points(opened(path, named.get(path))):
+                twin = found.setdefault((run.task, run.variant), run)
+                if twin is not run:
+                    raise Refused(
+                        f"{twin.folder} and {path} both hold {run.variant} on {run.task}: report them apart, "
+                        "one folder at a time"
+                    )
     if not found:
         raise Refused(f"no finished run (no summary.json) below {' or '.join(map(str, folders))}")
-    return found
+    return list(found.values())
+
+
+def opened(path: Path, named: tuple[str, str] | None = None) -> Finished:
+    """The finished run in a folder, with its task and variant if it is not called by the folder."""
+    config = load(path / "config.json", "algorithm", "run", "dataset", "commit")
+    summary = load(path / "summary.json", "final", "diverged_at_step", "steps_per_second")
+    task, variant = named or (config["run"]["env"], path.name)
+    rows = Table(path / "eval.csv").rows()
+    if not rows:
+        raise Refused(f"{path / 'eval.csv'}: holds no evaluations; train anew, or move it away")
+    return Finished(path, task, variant, config, summary, rows)
 
 
 def points(run: Finished) -> list[Finished]:
@@ -91,7 +138,8 @@ def points(run: Finished) -> list[Finished]:
         diverged = {k: v for k, v in run.summary["diverged_at_step"].items() if k in numbers}
         summary = run.summary | {"final": mine, "diverged_at_step": diverged}
         rows = [row for row in run.evaluations if row["run"] in numbers]
-        found.append(Finished(run.task, f"{run.variant}, {point}", run.config, summary, rows))
+        variant = f"{run.variant}, {point}"
+        found.append(dataclasses.replace(run, variant=variant, summary=summary, evaluations=rows))
     return found
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -45,7 +44,8 @@ def page(title: str, note: str, finals: Cells, runs: Sequence[Finished]) -> str:
         parts += [
             "<h2>All tasks together</h2>",
             picture(figures.aggregates(strata, variants), "aggregate scores with their intervals"),
-            "<p>Bars are 95 % intervals: the percentile bootstrap that draws seeds anew within each task.</p>",
+            "<p>Tasks count alike. Bars are 95 % intervals: the percentile bootstrap that draws seeds anew within each "
+            "task.</p>",
             picture(figures.profiles(strata, variants), "share of runs that score above a threshold"),
             "<h2>Probability of improvement</h2>",
             table(improvements(strata)),
@@ -76,9 +76,7 @@ def table(lines: Cells, kind: str = "") -> str:
 
 def picture(figure: Figure, words: str) -> str:
     """A figure inside the page, with what it shows in words for those who cannot see it."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130)
-    encoded = base64.b64encode(data.getvalue()).decode()
+    encoded = base64.b64encode(figures.png(figure)).decode()
     return f'<p style="max-width: none"><img alt="{html.escape(words)}" src="data:image/png;base64,{encoded}"></p>'
 
 
@@ -96,7 +94,7 @@ def improvements(strata: dict[str, list]) -> Cells:
 
 def costs(runs: Sequence[Finished]) -> Cells:
     """What every command has taken, and on what."""
-    lines = [["task", "variant", "runs", "device", "learning", "evaluation", "steps/s of all runs", "most memory"]]
+    lines = [["task", "variant", "runs", "device", "time", "of it evaluation", "steps/s of all runs", "most memory"]]
     commands: dict[tuple[str, str], list[Finished]] = {}
     for run in runs:
         commands.setdefault((run.task, command_of(run.config)), []).append(run)
@@ -110,12 +108,18 @@ def costs(runs: Sequence[Finished]) -> Cells:
             else ""
         )
         lines.append([
-            run.task, variant, str(count), kind,
-            duration(summary.get("learning_seconds")), duration(summary.get("evaluation_seconds")),
+            run.task, variant, str(count), kind, duration(taken(summary)), duration(summary.get("evaluation_seconds")),
             f"{count * summary['steps_per_second']:.4g}",
             f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB" if "peak_memory_bytes" in summary else "",
         ])  # fmt: skip
     return lines
+
+
+def taken(summary: Mapping[str, Any]) -> float | None:
+    """The seconds of a command; of those that have not counted them whole, the learning is that of the last phase."""
+    if "whole_seconds" in summary or "learning_seconds" not in summary:
+        return summary.get("whole_seconds")
+    return sum(summary.get(f"{part}_seconds", 0.0) for part in ("learning", "evaluation", "compile"))
 
 
 def origins(runs: Sequence[Finished]) -> Cells:

@@ -8,14 +8,15 @@ curve) and NAME.json (command, commit, versions, device, the card of the data wi
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.results import FOLDER, command_of
+from benchmarks import results
+from benchmarks.finished import load
+from benchmarks.results import command_of, file, write
+from common.errors import Refused, exiting
 from common.runs import write_json
 
 LONG = ("observation_mean", "observation_std", "env_spec")
@@ -23,8 +24,8 @@ LONG = ("observation_mean", "observation_std", "env_spec")
 
 def about(run: Path) -> dict[str, Any]:
     """What the run directory says of how its numbers came about."""
-    config = json.loads((run / "config.json").read_text())
-    summary = json.loads((run / "summary.json").read_text())
+    config = load(run / "config.json", "algorithm", "commit", "versions", "device", "dataset")
+    summary = load(run / "summary.json")
     card = config["dataset"] and {k: v for k, v in config["dataset"].items() if k not in LONG}
     if card:
         card["source"] = card["source"].split("/")[-1] if card["source"].startswith("d4rl:") else card["source"]
@@ -41,12 +42,17 @@ def about(run: Path) -> dict[str, Any]:
 def main(run: tyro.conf.Positional[Path], name: tyro.conf.Positional[str]) -> None:
     """Write the three files."""
     if not (run / "summary.json").exists():
-        raise SystemExit(f"{run}: not a finished run (no summary.json in it)")
-    FOLDER.mkdir(exist_ok=True)
-    shutil.copy(run / "eval.csv", FOLDER / f"{name}.csv")
-    shutil.copy(run / "curve.png", FOLDER / f"{name}.png")
-    write_json(FOLDER / f"{name}.json", about(run))
+        raise Refused(f"{run}: not a finished run (no summary.json in it)")
+    account = about(run)
+    try:
+        copies = {ending: (run / kept).read_bytes() for ending, kept in ((".csv", "eval.csv"), (".png", "curve.png"))}
+    except OSError as error:
+        raise Refused(f"{error.filename}: cannot be read ({error.strerror})") from error
+    results.FOLDER.mkdir(exist_ok=True)
+    for ending, content in copies.items():
+        write(file(name, ending), content)
+    write_json(file(name, ".json"), account)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    exiting("record", lambda: tyro.cli(main, description=__doc__))

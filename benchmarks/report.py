@@ -9,14 +9,15 @@ first folder holds it with learning curves, performance profiles, probabilities 
 NAME_evaluations.csv:
 
     final score      of every seed at the end of training, never the best on the way; diverged seeds count as they score
-    mean, IQM        over all seeds and tasks; the interquartile mean leaves out the lowest and the highest quarter
-    95 % interval    of either, by the percentile bootstrap that draws seeds anew within each task (stratified)
+    mean of all      over tasks, which count alike, of the mean of each; only where every task has a score
+    IQM of all       of all seeds but the lowest and the highest quarter; only of as many seeds on every task
+    95 % interval    of each, by the percentile bootstrap that draws seeds anew within each task (stratified)
     steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases
     unrest           standard deviation of a seed's evaluations over the second half of its steps
     beside others    the place among published scores, for runs on D4RL's very data (benchmarks/published.py)
     drop, online     offline to online: what was lost right after the switch, and the mean over the online phase
 
-The statistics are those of benchmarks/statistics.py.
+The last columns, too, are means over tasks. The statistics are those of benchmarks/statistics.py.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ import tyro
 from rich.console import Console
 
 from benchmarks import figures, published
-from benchmarks.finished import Finished, find, names
+from benchmarks.finished import Finished, find, names, scored
 from benchmarks.page import page
-from benchmarks.results import FOLDER, command_of, publish
-from benchmarks.statistics import Statistic, interquartile_mean, interval, mean
+from benchmarks.results import command_of, file, publish, write
+from benchmarks.statistics import Statistic, balanced, interquartile_mean, interval, mean
 from common.errors import exiting
 from common.runs import Table
 
@@ -88,24 +89,26 @@ def table(runs: Sequence[Finished]) -> list[list[str]]:
     tasks, variants = names(runs)
     switched = any("drop" in run.summary["final"][0] for run in runs)
     ran = {variant: {run.task: run for run in runs if run.variant == variant} for variant in variants}
-    together = len(tasks) > 1 and any(len(mine) == len(tasks) for mine in ran.values())
-    head = ["variant", *tasks, *(["mean of all", "IQM of all"] if together else [])]
-    head += ["steps to 90 %", "unrest", *(["drop", "online mean"] if switched else [])]
+    strata = scored(runs) if len(tasks) > 1 else {}
+    together: dict[str, Statistic] = {"mean of all": mean} if strata else {}
+    if strata and all(map(balanced, strata.values())):
+        together["IQM of all"] = interquartile_mean
+    head = ["variant", *tasks, *together, "steps to 90 %", "unrest", *(["drop", "online mean"] if switched else [])]
     lines = [head]
     for variant, mine in ran.items():
         cells = [variant]
         for task in tasks:
             cells.append(with_interval([mine[task].finals()], mean) if task in mine else "")
-        strata = [run.finals() for run in mine.values()]
-        if together:
-            whole = len(mine) == len(tasks)
-            cells += [with_interval(strata, f) if whole else "" for f in (mean, interquartile_mean)]
-        cells.append(f"{np.concatenate([run.steps_to_final() for run in mine.values()]).mean():,.0f}")
-        cells.append(f"{np.concatenate([run.unrest() for run in mine.values()]).mean():.2g}")
+        cells += [with_interval(strata[variant], f) if variant in strata else "" for f in together.values()]
+        cells.append(f"{mean([run.steps_to_final() for run in mine.values()]):,.0f}")
+        # What is in the tasks' own units has a mean over tasks only if these are scores.
+        alike = len(mine) == 1 or all(run.headline == "score" for run in mine.values())
+        cells.append(f"{mean([run.unrest() for run in mine.values()]):.2g}" if alike else "")
         if switched:
             for key in ("drop", "online_mean"):
-                values = [f[key] for run in mine.values() for f in run.summary["final"] if key in f]
-                cells.append(f"{np.mean(values):.1f}" if values else "")
+                finals = [run.summary["final"] for run in mine.values() if key in run.summary["final"][0]]
+                values = [np.array([final[key] for final in seeds]) for seeds in finals]
+                cells.append(f"{mean(values):.1f}" if values and alike else "")
         diverged = sum(len(run.summary["diverged_at_step"]) for run in mine.values())
         cells[0] += f" ({diverged} diverged)" if diverged else ""
         lines.append(cells)
@@ -120,13 +123,26 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def with_interval(strata: Sequence[np.ndarray], statistic: Statistic) -> str:
     """A statistic, and its interval if there are seeds to draw from."""
-    whole = np.concatenate(strata)
-    digits = 1 if np.abs(whole).max() > 10 else 2
-    value = f"{statistic(whole):.{digits}f}"
+    digits = 1 if np.abs(np.concatenate(strata)).max() > 10 else 2
+    value = f"{statistic(strata):.{digits}f}"
     if min(len(stratum) for stratum in strata) < 2:
         return value
     low, high = interval(strata, statistic)
     return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def datasets_of(runs: Sequence[Finished]) -> dict[str, dict[str, Any]]:
+    """What the data were, by task; by task and variant where runs of a task have learnt from different data."""
+    found: dict[str, dict[str, Any]] = {}
+    for task in names(runs)[0]:
+        cards = {
+            run.variant: {key: run.config["dataset"][key] for key in ("source", "fingerprint", "transitions")}
+            for run in runs
+            if run.task == task and run.config["dataset"]
+        }
+        several = len({card["fingerprint"] for card in cards.values()}) > 1
+        found |= {f"{task}, {variant}" if several else task: card for variant, card in cards.items()}
+    return found
 
 
 def main(report: Report) -> None:
@@ -143,25 +159,23 @@ def main(report: Report) -> None:
         text += f"\n\n{markdown(beside)}"
         console.print(markdown(beside), highlight=False, soft_wrap=True)
     written = report.runs[0] / "report.html"
-    written.write_text(page(report.name or report.runs[0].resolve().name, note, finals, runs))
+    write(written, page(report.name or report.runs[0].resolve().name, note, finals, runs))
     console.print(f"with curves and costs: {written}", highlight=False, soft_wrap=True)
     if report.name is None:
         return
-    cards = {run.task: run.config["dataset"] for run in runs if run.config["dataset"]}
-    stem = publish(
+    curves = figures.png(figures.curves(runs))
+    publish(
         report.name,
         rows_of(runs),
         "benchmarks.report",
         runs={f"{run.task}, {run.variant}": command_of(run.config) for run in runs},
         commits=sorted({str(run.config["commit"]) for run in runs}),
-        datasets={
-            task: {key: card[key] for key in ("source", "fingerprint", "transitions")} for task, card in cards.items()
-        },
+        datasets=datasets_of(runs),
         evaluation_episodes=sorted({run.config["run"]["eval_episodes"] for run in runs}),
     )
-    Table(FOLDER / f"{report.name}_evaluations.csv").keep(evaluations_of(runs))
-    stem.with_suffix(".md").write_text(f"{text}\n\n{note}\n")
-    figures.curves(runs).savefig(FOLDER / f"{report.name}.png", dpi=130)
+    Table(file(report.name, "_evaluations.csv")).keep(evaluations_of(runs))
+    write(file(report.name, ".md"), f"{text}\n\n{note}\n")
+    write(file(report.name, ".png"), curves)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import Refused
 from common.runs import Table, commit, device, versions, write_json
 
 FOLDER = Path(__file__).parent / "results"
+
+
+def file(name: str, ending: str) -> Path:
+    """The published file NAME + ENDING; a name may have dots. Raises Refused if it cannot be that of a file."""
+    if not name or Path(name).name != name:
+        raise Refused(f"{name!r} cannot name a result: it must be a file's name, without folders and endings")
+    return FOLDER / f"{name}{ending}"
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace the file at once. Raises Refused if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def without_folder(arguments: Sequence[str]) -> list[str]:
@@ -41,9 +59,9 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: 
 
     Returns the stem of both files.
     """
+    table, account = file(name, ".csv"), file(name, ".json")
     FOLDER.mkdir(exist_ok=True)
-    stem = FOLDER / name
-    Table(stem.with_suffix(".csv")).keep(rows)
+    Table(table).keep(rows)
     about = {"command": invocation(program), "commit": commit(), "versions": versions(), "device": device()}
-    write_json(stem.with_suffix(".json"), about | more)
-    return stem
+    write_json(account, about | more)
+    return FOLDER / name

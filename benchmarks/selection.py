@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import style
+from benchmarks.figures import png, style
 from benchmarks.finished import Finished, find
-from benchmarks.results import FOLDER, publish
+from benchmarks.results import file, publish, write
 from common.errors import Refused, exiting
 
 
@@ -104,6 +104,9 @@ def policies_of(runs: Sequence[Finished]) -> dict[tuple[str, str], np.ndarray]:
 
 def main(asked: Selection) -> None:
     """Print the table; write what is published."""
+    for name in ("policies", "most", "draws"):
+        if getattr(asked, name) < 1:
+            raise Refused(f"--{name} must be at least 1, not {getattr(asked, name)}")
     found = policies_of(find(asked.runs))
     curves = {key: chosen_scores(mine, asked.policies, asked.most, asked.draws) for key, mine in found.items()}
     rows: list[dict[str, Any]] = []
@@ -125,8 +128,9 @@ def main(asked: Selection) -> None:
     console.width = max(console.width, 120)
     console.print(table)
     if asked.name is not None:
+        picture = png(draw(curves))
         publish(asked.name, rows, "benchmarks.selection", candidates=asked.policies, draws=asked.draws)
-        draw(curves).savefig(FOLDER / f"{asked.name}.png", dpi=130)
+        write(file(asked.name, ".png"), picture)
 
 
 def draw(curves: dict[tuple[str, str], np.ndarray]) -> Figure:

@@ -1,8 +1,9 @@
 """What a handful of seeds says: aggregates, their intervals, performance profiles, probability of improvement.
 
 The definitions of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021,
-and the figures of their rliable (tests/test_statistics.py). Scores are given per task, [seeds] each, and tasks need not
-have equally many. An interval is the percentile bootstrap at 95 %, seeds drawn anew within each task (stratified).
+and the figures of their rliable (tests/test_statistics.py). Scores are given per task, [seeds] each. Tasks count alike,
+also where they have not equally many; only the interquartile mean has no meaning then. An interval is the percentile
+bootstrap at 95 %, seeds drawn anew within each task (stratified).
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ import numpy as np
 from scipy.stats import trim_mean
 
 RESAMPLES = 10_000
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""[..., n] to [...]."""
+Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""Of scores per task, [..., n] each, to [...]."""
 
 
-def mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the last axis."""
-    return scores.mean(axis=-1)
+def mean(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over tasks of the mean of each."""
+    return np.mean([scores.mean(axis=-1) for scores in strata], axis=0)
 
 
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis."""
-    return trim_mean(scores, 0.25, axis=-1)
+def interquartile_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of the middle half of all scores together, of tasks with equally many (`balanced`)."""
+    return trim_mean(np.concatenate(strata, axis=-1), 0.25, axis=-1)
 
 
-def optimality_gap(scores: np.ndarray, goal: float = 100.0) -> np.ndarray:
-    """By how much the scores of the last axis fall short of `goal` on average; to exceed it counts for nothing."""
-    return goal - np.minimum(scores, goal).mean(axis=-1)
+def balanced(strata: Sequence[np.ndarray]) -> bool:
+    """Whether every task has as many scores."""
+    return len({scores.shape[-1] for scores in strata}) == 1
+
+
+def optimality_gap(strata: Sequence[np.ndarray], goal: float = 100.0) -> np.ndarray:
+    """By how much the scores fall short of `goal` on average; to exceed it counts for nothing."""
+    return goal - mean([np.minimum(scores, goal) for scores in strata])
 
 
 def resampled(strata: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLES) -> list[np.ndarray]:
@@ -39,16 +45,19 @@ def resampled(strata: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLE
 
 
 def interval(strata: Sequence[np.ndarray], statistic: Statistic, seed: int = 0) -> np.ndarray:
-    """[2]: the 95 % interval of a statistic of all scores together."""
-    return np.percentile(statistic(np.concatenate(resampled(strata, seed), axis=1)), [2.5, 97.5])
+    """[2]: the 95 % interval of a statistic."""
+    return np.percentile(statistic(resampled(strata, seed)), [2.5, 97.5])
 
 
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The share of all scores above each threshold, [k], and its 95 % intervals, [2, k]."""
-    scores = np.concatenate(strata)
-    drawn = np.concatenate(resampled(strata, seed, 2000), axis=1)
-    bands = [np.percentile((drawn > threshold).mean(axis=1), [2.5, 97.5]) for threshold in thresholds]
-    return (scores[:, None] > thresholds).mean(axis=0), np.transpose(bands)
+    """The share of the scores above each threshold, [k], and its 95 % intervals, [2, k]."""
+
+    def above(scores: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+        return mean([task > threshold for task in scores])
+
+    drawn = resampled(strata, seed, 2000)
+    bands = [np.percentile(above(drawn, threshold), [2.5, 97.5]) for threshold in thresholds]
+    return np.array([above(strata, threshold) for threshold in thresholds]), np.transpose(bands)
 
 
 def improvement(

@@ -1,10 +1,11 @@
 """benchmarks/check.py: quiet where nothing has changed, loud where something has."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
-from test_sweep import fake
+from test_sweep import fake, learnt_from, unscored
 
 from benchmarks import alarm, check, report, results
 from common.errors import Refused
@@ -15,8 +16,7 @@ TASKS = ("hopper-medium", "walker2d-medium")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A recorded report of two variants on two tasks."""
-    for module in (results, report, check):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     for task in TASKS:
         fake(tmp_path / "old" / task / "a", task, [50, 52, 54, 49, 55, 51, 50, 53])
         fake(tmp_path / "old" / task / "b", task, [30] * 8)
@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
 def new(folder, **scores) -> check.Check:
     """Runs of the variants with these scores on the second task, as recorded on the first."""
     fake(folder / "new" / TASKS[0] / "a", TASKS[0], [51, 53, 50])
+    fake(folder / "new" / TASKS[0] / "b", TASKS[0], [30, 30, 30])
     for variant, values in scores.items():
         fake(folder / "new" / TASKS[1] / variant, TASKS[1], values)
     return check.Check((folder / "new",), "recorded")
@@ -35,8 +36,9 @@ def new(folder, **scores) -> check.Check:
 def test_quiet_where_nothing_has_changed(folder, capsys):
     assert check.main(new(folder, a=[47, 56, 50], b=[30, 31, 29])) == 0
     said = capsys.readouterr().out
-    assert "3 compared, none worse" in said
-    assert said.count("as recorded") == 4
+    assert "4 compared, none worse" in said
+    assert said.count("as recorded") == 5
+    assert "missing" not in said
 
 
 def test_loud_where_something_is_worse(folder, capsys):
@@ -45,6 +47,42 @@ def test_loud_where_something_is_worse(folder, capsys):
     assert "worse than recorded: a on walker2d-medium" in said
     assert "better" in said
     assert "0.0061" in said  # 1 of the 165 ways to deal 3 of 11
+
+
+def test_loud_where_only_all_together_are_worse(folder, capsys):
+    """Every variant has a bad seed, each another one."""
+    for k in range(3):
+        fake(folder / "three" / f"v{k}", "hopper-medium", [9, 10] * 5)
+        fake(folder / "again" / f"v{k}", "hopper-medium", [0 if seed == k else 9.5 for seed in range(3)])
+    report.main(report.Report((folder / "three",), "three"))
+    capsys.readouterr()
+    assert check.main(check.Check((folder / "again",), "three")) == 1
+    said = capsys.readouterr().out
+    assert said.count("as recorded") == 3
+    assert "worse than recorded: all together\n" in said
+
+
+def test_loud_where_something_is_missing(folder, capsys):
+    for variant, scores in (("a", [47, 56, 50]), ("b", [30, 31, 29])):
+        fake(folder / "part" / TASKS[1] / variant, TASKS[1], scores)
+    asked = check.Check((folder / "part",), "recorded")
+    # A task by itself may be checked.
+    assert check.main(asked) == 0
+    said = capsys.readouterr().out
+    assert f"not checked: {TASKS[0]}\n" in said
+    assert "missing" not in said
+    # Not if it is among the jobs of a sweep, of which none has finished.
+    jobs = [{"task": task, "variant": variant, "folder": f"{task}/{variant}"} for task in TASKS for variant in "ab"]
+    (folder / "part" / "suite.json").write_text(json.dumps({"jobs": jobs}))
+    assert check.main(asked) == 1
+    assert f"missing: a on {TASKS[0]}, b on {TASKS[0]}\n" in capsys.readouterr().out
+    # Nor a variant on a task that another has finished.
+    (folder / "part" / "suite.json").unlink()
+    (folder / "part" / TASKS[1] / "b" / "summary.json").unlink()
+    assert check.main(asked) == 1
+    said = capsys.readouterr().out
+    assert f"missing: b on {TASKS[1]}\n" in said
+    assert "worse" not in said
 
 
 def test_few_seeds_say_nothing(folder, capsys):
@@ -79,9 +117,45 @@ def test_what_cannot_be_compared_is_said(folder, capsys):
         check.main(asked)
     said = capsys.readouterr().out
     assert said.count("not recorded") == 2
-    assert said.count("other data") == 1
+    assert said.count("other data") == 2
     with pytest.raises(Refused, match="nonsense"):
         check.main(check.Check((folder / "new",), "nonsense"))
+
+
+def test_every_variant_is_held_against_its_own_data(folder, capsys):
+    scores = {"a": [50, 52, 54, 49, 55, 51, 50, 53], "b": [30, 31] * 4, "c": [20, 21] * 4}
+    for variant, mine in scores.items():
+        for path, seeds in ((folder / "several", mine), (folder / "again", mine[:3])):
+            fake(path / variant, TASKS[0], seeds)
+            # One has data of its own, one none at all.
+            learnt_from(path / variant, {"a": {"fingerprint": "f"}, "b": {"fingerprint": "own"}}.get(variant))
+    report.main(report.Report((folder / "several",), "several"))
+    about = json.loads((folder / "results" / "several.json").read_text())
+    assert {whose: card["fingerprint"] for whose, card in about["datasets"].items()} == {
+        f"{TASKS[0]}, a": "f", f"{TASKS[0]}, b": "own",
+    }  # fmt: skip
+    capsys.readouterr()
+    assert check.main(check.Check((folder / "again",), "several")) == 0
+    said = capsys.readouterr().out
+    assert "3 compared" in said
+    assert "other data" not in said
+    learnt_from(folder / "again" / "b", {"fingerprint": "f"})
+    assert check.main(check.Check((folder / "again",), "several")) == 0
+    said = capsys.readouterr().out
+    assert "2 compared" in said
+    assert said.count("other data") == 1
+
+
+def test_returns_are_compared_where_a_task_has_no_score(folder, capsys):
+    for path, scores in ((folder / "returns", [5, 6, 5, 6, 5, 6, 5, 6]), (folder / "again", [1, 2, 1])):
+        fake(path / "a", "own:Own-v0", scores)
+        unscored(path / "a")
+    report.main(report.Report((folder / "returns",), "returns"))
+    capsys.readouterr()
+    assert check.main(check.Check((folder / "again",), "returns")) == 1
+    said = capsys.readouterr().out
+    assert "worse than recorded: a on own:Own-v0" in said
+    assert "55.0" in said  # ten times the score, in fake()
 
 
 @pytest.mark.parametrize("shape", ["normal", "all or nothing"])
@@ -116,6 +190,15 @@ def test_the_chance_is_the_share_of_deals_that_are_as_low():
     # Of as many seeds in one task and more in the other: in 1 of 10 times 1 of 15 deals, drawn at random.
     more = np.array([3.0, 4.0, 5.0, 6.0]), np.array([1.0, 2.0])
     assert check.chance([low, more]) == pytest.approx(1 / 150, abs=0.003)
+
+
+def test_the_units_of_a_task_do_not_count():
+    recorded = np.array([3.0, 4.0, 5.0, 4.0])
+    fallen, risen = (recorded, np.array([1.0, 2.0, 3.0])), (recorded, np.array([4.0, 5.0, 5.0]))
+    both = check.chance([fallen, risen])
+    assert check.chance([fallen]) < both < check.chance([risen])
+    for factor in (1000, 0.001):
+        assert check.chance([fallen, (factor * risen[0], factor * risen[1])]) == both
 
 
 def test_a_fault_is_planted_in_a_copy(tmp_path):

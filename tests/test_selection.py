@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_sweep import fake
+from test_sweep import fake, unscored
 
 from benchmarks import results, selection
 from common.errors import Refused
@@ -53,9 +53,26 @@ def with_episodes(folder, spread=0):
         path.write_text(json.dumps(summary))
 
 
+def test_what_cannot_be_chosen_among_is_refused(tmp_path):
+    fake(tmp_path / "a", "hopper-medium", [10, 20])
+    with_episodes(tmp_path)
+    for name in ("policies", "most", "draws"):
+        for number in (0, -1):
+            with pytest.raises(Refused, match=f"--{name} must be at least 1, not {number}"):
+                selection.main(selection.Selection((tmp_path,), **{name: number}))
+    # Of runs with more episodes, a mean says more.
+    fake(tmp_path / "b", "hopper-medium", [30])
+    summary = tmp_path / "b" / "summary.json"
+    summary.write_text(summary.read_text().replace('"score": 30', '"score": 30, "episode_scores": [30, 30, 30]'))
+    with pytest.raises(Refused, match="td3_bc on hopper-medium: runs of different --eval-episodes"):
+        selection.main(selection.Selection((tmp_path,)))
+    unscored(tmp_path / "b")
+    with pytest.raises(Refused, match="hopper-medium has no score"):
+        selection.main(selection.Selection((tmp_path,)))
+
+
 def test_the_table_groups_by_task_and_algorithm(tmp_path, monkeypatch, capsys):
-    for module in (results, selection):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     fake(tmp_path / "runs" / "a", "hopper-medium", [10, 20])
     fake(tmp_path / "runs" / "b", "hopper-medium", [30, 80])
     fake(tmp_path / "runs" / "c", "walker2d-medium", [40])

@@ -31,7 +31,7 @@ def test_the_interval_is_a_stratified_bootstrap():
 def test_aggregates_and_intervals_equal_rliables(name):
     gap = lambda scores: statistics.optimality_gap(scores, 60.0)  # noqa: E731
     for index, statistic in enumerate((statistics.mean, statistics.interquartile_mean, gap)):
-        point = statistic(np.concatenate(strata(name)))
+        point = statistic(strata(name))
         np.testing.assert_allclose(point, RLIABLE["mean_iqm_gap"][name][index], rtol=1e-12)
         theirs = [bound[index] for bound in RLIABLE["mean_iqm_gap_intervals"][name]]
         np.testing.assert_allclose(statistics.interval(strata(name), statistic), theirs, atol=0.25)  # both are drawn
@@ -52,6 +52,13 @@ def test_the_probability_of_improvement_equals_rliables():
     np.testing.assert_allclose(tied, (0 + 0 + 1 + 0.5 + 0.5 + 1) / 6)
 
 
-def test_strata_of_different_sizes_count_by_their_scores():
-    shares, _ = statistics.profile([np.array([1.0, 1.0, 1.0]), np.array([5.0])], np.array([0.0, 3.0]))
-    assert shares.tolist() == [1.0, 0.25]
+def test_tasks_of_unequally_many_scores_count_alike():
+    uneven = [np.array([1.0, 1.0, 1.0]), np.array([5.0])]
+    shares, bands = statistics.profile(uneven, np.array([0.0, 3.0]))
+    assert shares.tolist() == [1.0, 0.5]
+    assert bands.tolist() == [[1.0, 0.5]] * 2  # nothing varies
+    assert statistics.mean(uneven) == 3
+    assert statistics.optimality_gap(uneven, 4.0) == (3 + 0) / 2
+    assert statistics.interval(uneven, statistics.mean).tolist() == [3, 3]
+    assert not statistics.balanced(uneven)
+    assert statistics.balanced(strata("X"))
