@@ -11,9 +11,10 @@ An, Moon, Kim & Song, "Uncertainty-Based Offline Reinforcement Learning with Div
 
 and one step of the targets. a~ and a' are sampled from pi, j runs over all N critics, m is the mask, 0 where an episode
 terminated. The second line of L_Q keeps the critics from agreeing on where the value falls, so that fewer of them are
-needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. N and eta of every
-locomotion and Adroit set are those of the configurations in the code of "First Imitate", below, which equal CORL's
-where CORL has any; SAC-N's N are CORL's.
+needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. N and eta are those of
+the configurations of "First Imitate", below, which equal CORL's except for pen-expert (eta 10 there), or CORL's
+(door-expert, relocate-expert). SAC-N's N are CORL's, or OfflineRL-Lib's (random and expert locomotion). For Adroit, the
+authors' README has a tenth of the actor's learning rate, rewards of mean 0 and deviation 1, and 200,000 steps.
 
 `--pretrain-steps N` is the maximum-entropy form of Jelley et al., "Efficient Offline Reinforcement Learning: First
 Imitate, then Improve" (2024): first, half of N steps of cloning with an entropy bonus, alpha adapted as above,
@@ -28,15 +29,16 @@ then, for the other half, the critics learn soft returns of the data under the c
 where nothing follows a termination, and the last reward and entropy of an episode that did not terminate go on for
 ever. `--cloning w` is their hybrid for Adroit: L_pi / |L_pi| + w C / |C| with C = mean_b (a~ - a)^2, the sizes without
 gradient. `--layer-norm` puts LayerNorm into all networks, which they advise. Presets `imitate-first` and
-`imitate-first-adroit` hold these settings.
+`imitate-first-adroit` hold these settings, with one learning rate and rewards as they are.
 
 `--online-steps N` goes on in the environment, minibatches drawn uniformly from data and experience together.
 
 Differences. Xavier-uniform kernels and no initial biases. One sample a~ serves temperature and actor. The sum over
-pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2. An episode that a time limit cut does not terminate
-anything here; in the code of "First Imitate" it does. That code divides the hybrid's loss by its signed value, which
-turns the actor against its critics where the loss is negative; it leaves the entropies that would follow out of the
-last row's return, and its LayerNorm has no parameters.
+pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2. On pen-cloned, An et al. take the greatest value of ten
+sampled actions for a target, by the critics themselves and without entropy (`--max_q_backup`); here it is y. An episode
+that a time limit cut does not terminate anything here; in the code of "First Imitate" it does. That code divides the
+hybrid's loss by its signed value, which turns the actor against its critics where the loss is negative; it leaves the
+entropies that would follow out of the last row's return, and its LayerNorm has no parameters.
 
 Published, on D4RL's -v2 data (final scores, CORL's README), EDAC and SAC-N: hopper-medium 102 and 41,
 halfcheetah-medium 68 and 68, walker2d-medium 93 and 87.
@@ -69,7 +71,9 @@ class Config(struct.PyTreeNode):
     """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
 
     learning_rate: float = 3e-4
-    """Adam's step size, for actor, critics and temperature."""
+    """Adam's step size, for the critics."""
+    actor_learning_rate: float = 3e-4
+    """Adam's step size, for actor and temperature."""
     discount: float = 0.99
     """Discount factor (gamma)."""
     target_rate: float = 0.005
@@ -90,6 +94,8 @@ class Config(struct.PyTreeNode):
     """LayerNorm in all networks."""
     normalise: bool = struct.field(default=False, pytree_node=False)
     """Normalise observations with the data's mean and standard deviation."""
+    normalise_reward: bool = struct.field(default=False, pytree_node=False)
+    """Normalise rewards with the data's mean and standard deviation."""
     batch_size: int = struct.field(default=256, pytree_node=False)
     """Transitions per gradient step."""
     utd: int = struct.field(default=1, pytree_node=False)
@@ -119,6 +125,8 @@ class Config(struct.PyTreeNode):
             return f"--ensemble must be at least 2, not {self.ensemble}"
         if not self.diversity and self.eta != 0:
             return "--no-diversity has no term for --eta to weigh: it needs --eta 0"
+        if self.normalise_reward and self.online_steps:
+            return "--normalise-reward holds for data alone: it needs --online-steps 0, else use --no-normalise-reward"
         if self.pretrain_steps == 1:
             return "--pretrain-steps serve the actor and the critics: at least 2, or 0"
         if self.pretrain_steps and not self.discount < 1:
@@ -130,24 +138,29 @@ class Config(struct.PyTreeNode):
         return None
 
 
-FIRST = {"pretrain_steps": 20_000, "layer_norm": True, "normalise": True}
+QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+SAC_N = {"hopper": (500, 500, 200, 200, 500), "halfcheetah": (10,) * 5, "walker2d": (20, 20, 20, 20, 100)}
+FIRST = {
+    "pretrain_steps": 20_000, "layer_norm": True, "normalise": True,
+    "actor_learning_rate": 3e-4, "normalise_reward": False,
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     # By task family.
     "antmaze": {"eval_episodes": 100, "eval_every": 50_000},
-    "adroit": {"ensemble": 50, "eta": 200.0, "offline_steps": 300_000, "eval_episodes": 100},
+    "adroit": {
+        "ensemble": 50, "eta": 200.0, "actor_learning_rate": 3e-5, "normalise_reward": True, "offline_steps": 200_000,
+        "eval_episodes": 100,
+    },
     # Ours: small networks for a small maze, with RLPD's discount there.
     "pointmaze": {
         "discount": 0.995, "hidden": (128, 128), "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
     # By task: laid over the family's.
-    **{f"locomotion/hopper-{q}": {"ensemble": 50} for q in ("random", "medium", "medium-replay", "medium-expert")},
-    "locomotion/hopper-expert": {"ensemble": 50},
+    **{f"locomotion/hopper-{quality}": {"ensemble": 50} for quality in QUALITIES},
     "locomotion/halfcheetah-random": {"eta": 0.0},
-    "locomotion/halfcheetah-medium-expert": {"eta": 5.0},
-    "locomotion/halfcheetah-expert": {"ensemble": 50, "eta": 5.0},
-    "locomotion/walker2d-medium-expert": {"eta": 5.0},
-    "locomotion/walker2d-expert": {"ensemble": 50, "eta": 5.0},
+    **{f"locomotion/{body}-medium-expert": {"eta": 5.0} for body in ("halfcheetah", "walker2d")},
+    **{f"locomotion/{body}-expert": {"ensemble": 50, "eta": 5.0} for body in ("halfcheetah", "walker2d")},
     "adroit/pen-human": {"ensemble": 20, "eta": 1000.0},
     "adroit/pen-cloned": {"ensemble": 20, "eta": 10.0},
     "adroit/pen-expert": {"ensemble": 20, "eta": 1000.0},
@@ -158,8 +171,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 } | {
     # By algorithm and task: laid over the algorithm's.
     f"sac-n/{body}-{quality}": {"ensemble": members}
-    for body, sizes in (("hopper", (500, 200, 200)), ("walker2d", (20, 20, 20)))
-    for quality, members in zip(("medium", "medium-replay", "medium-expert"), sizes, strict=True)
+    for body, sizes in SAC_N.items() for quality, members in zip(QUALITIES, sizes, strict=True)
+} | {
+    f"sac-n/{hand}-{kind}": {"ensemble": 100}
+    for hand in ("pen", "door", "hammer", "relocate") for kind in ("human", "cloned", "expert")
 }  # fmt: skip
 
 
@@ -197,8 +212,11 @@ class EDAC(struct.PyTreeNode):
 
     @staticmethod
     def prepare(config: Config, data: Dataset, task: Task) -> Prior:
-        """The data as they are, and their episodes' ends."""
-        return Prior(**vars(data.batch(task)), last=data.terminated | data.truncated, truncated=data.truncated)
+        """The data, but for their rewards as they are, and their episodes' ends."""
+        rows = data.batch(task)
+        if config.normalise_reward:
+            rows = rows.replace(reward=(rows.reward - rows.reward.mean()) / (rows.reward.std() + 1e-8))
+        return Prior(**vars(rows), last=data.terminated | data.truncated, truncated=data.truncated)
 
     @classmethod
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
@@ -314,7 +332,7 @@ class EDAC(struct.PyTreeNode):
 
     def update_actor(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One step of the temperature at the policy's present entropy, then one of the actor."""
-        rate = self.config.learning_rate
+        rate = self.config.actor_learning_rate
         _, log_prob = self.actor(batch.observation).sample_and_log_prob(key)
         entropy = -log_prob.mean()
         gradients, metrics = jax.grad(self.temperature_loss, has_aux=True)(

@@ -22,6 +22,7 @@ keeps as a static field, which `enter` sets: a program is compiled for each. Its
     random_steps       of these, the first ones with uniformly random actions
     uses_prior_data    whether there must be prior data
     problem()          what is wrong with its values, in one line, or None
+    misfit(task)       and why they do not suit a task; it may be left out
 """
 
 from __future__ import annotations

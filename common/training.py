@@ -571,6 +571,9 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
     card = None if data is None else cards.card(data, task)
     # Whatever does not fit is refused here, before anything is written.
+    for point in request.points() if hasattr(config_class, "misfit") else ():
+        if why := dataclasses.replace(request.config, **point).misfit(task):
+            raise Refused(why)
     environments.make(task, data).close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     prior = None if data is None else agent_class.prepare(request.config, data, task)

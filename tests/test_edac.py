@@ -10,8 +10,11 @@ from reference import (
     ACTION,
     OBSERVATION,
     ROWS,
+    adam_first_step,
     assert_only_terminations_stop,
+    dense,
     member,
+    mlp,
     parameters,
     q_values,
     random_batch,
@@ -226,7 +229,8 @@ def test_each_phase_trains_its_own_networks(phase, moving):
 
 def test_the_order_is_temperature_then_actor_then_critics():
     """What is learnt later uses what was learnt before it, in the same step."""
-    agent, batch, key = make_agent(learning_rate=0.05), random_batch(6, 1, ROWS), jax.random.key(1)
+    agent = make_agent(learning_rate=0.05, actor_learning_rate=0.05)
+    batch, key = random_batch(6, 1, ROWS), jax.random.key(1)
     one = jax.tree.map(lambda x: x[0], batch)
     after, metrics = jax.jit(EDAC.update)(agent, batch, key, jnp.int32(1))
     actor_key, critic_key = jax.random.split(jax.random.split(key, 1)[0])
@@ -243,21 +247,84 @@ def test_the_order_is_temperature_then_actor_then_critics():
     )
 
 
+def test_the_targets_move_a_little_towards_the_new_critics():
+    agent, batch, key = make_agent(target_rate=0.1, learning_rate=0.05), random_batch(6, ROWS), jax.random.key(1)
+    after, _ = agent.update_critic(batch, key)
+    gradient = jax.grad(lambda params: agent.critic_loss(params, batch, key)[0])(agent.critic.params)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+        after.critic.params, adam_first_step(agent.critic.params, gradient, 0.05),
+    )  # fmt: skip
+    jax.tree.map(
+        lambda x, old, new: np.testing.assert_allclose(x, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-6),
+        after.target_critic.params, agent.target_critic.params, after.critic.params,
+    )  # fmt: skip
+
+
+def test_actor_and_temperature_have_a_learning_rate_and_the_critics_theirs():
+    agent, batch = make_agent(learning_rate=0.01, actor_learning_rate=0.05), random_batch(6, 1, ROWS)
+    after, _ = jax.jit(EDAC.update)(agent, batch, jax.random.key(1), jnp.int32(1))
+    for name, rate in (("actor", 0.05), ("temperature", 0.05), ("critic", 0.01)):
+        pairs = zip(*(jax.tree.leaves(getattr(x, name).params) for x in (agent, after)), strict=True)
+        # Adam's first step is its step size, wherever there is a gradient.
+        assert max(float(jnp.abs(x - y).max()) for x, y in pairs) == pytest.approx(rate, rel=1e-3), name
+
+
+def test_policies_and_minibatches_have_normalised_observations():
+    """Acting, exploring, and learning from data and from experience."""
+    prior = with_ends(random_batch(1, 50))
+    agent, key = make_agent(prior, normalise=True, utd=2), jax.random.key(5)
+    mean, std = prior.observation.mean(0), prior.observation.std(0) + 1e-3
+    states = random_batch(3, ROWS).observation + 2
+    p, normal = parameters(agent.actor), (states - mean) / std
+    mode = np.tanh(dense(mlp(normal.astype(np.float64), p["MLP_0"]), p["Dense_0"]))
+    np.testing.assert_allclose(agent.act(states), mode, rtol=1e-4, atol=1e-5)
+    sampled, _ = tanh_normal(agent.actor, normal, noise_of(key), least_log_std=-5)
+    np.testing.assert_allclose(agent.explore(states, key), sampled, rtol=1e-4, atol=1e-5)
+
+    example = jax.tree.map(lambda x: x[0], random_batch(0, 1)).replace(reward=np.float32(-77))
+    experience = Replay.create(example, 20)
+    for _ in range(20):
+        experience = experience.insert(example)
+    raw = {float(r): (o, n) for r, o, n in zip(prior.reward, prior.observation, prior.next_observation, strict=True)}
+    raw[-77.0] = example.observation, example.next_observation
+    for source in (None, experience):
+        drawn = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), agent.sample(key, source, prior))
+        assert (-77 in drawn.reward) == (source is not None)
+        for row, reward in enumerate(drawn.reward):
+            found = drawn.observation[row], drawn.next_observation[row]
+            np.testing.assert_allclose(found, (np.array(raw[float(reward)]) - mean) / std, rtol=1e-4, atol=1e-5)
+
+
 def test_a_time_limit_bootstraps_and_a_termination_does_not():
     assert_only_terminations_stop(make_agent())
 
 
-def test_data_are_prepared_with_their_episodes_ends():
-    data = Dataset(
+def data_of(rewards) -> Dataset:
+    """Four rows: an episode that terminates and one that is cut."""
+    return Dataset(
         observation=np.zeros((4, 11), np.float32), action=np.zeros((4, 3), np.float32),
-        reward=np.ones(4, np.float32), terminated=np.array([False, True, False, False]),
+        reward=np.array(rewards, np.float32), terminated=np.array([False, True, False, False]),
         truncated=np.array([False, False, False, True]), next_observation=np.zeros((4, 11), np.float32),
         success=np.zeros(4, bool), source="npz:test",
     )  # fmt: skip
-    prior = EDAC.prepare(Config(), data, tasks.find("hopper-medium"))
+
+
+def test_data_are_prepared_with_their_episodes_ends():
+    prior = EDAC.prepare(Config(), data_of([1, 2, 3, 5]), tasks.find("hopper-medium"))
     assert prior.last.tolist() == [False, True, False, True]
     assert prior.truncated.tolist() == [False, False, False, True]
     assert prior.mask.tolist() == [1, 0, 1, 1]
+    assert prior.reward.tolist() == [1, 2, 3, 5]
+
+
+def test_rewards_are_normalised_where_that_is_asked_for():
+    task, config = tasks.find("hopper-medium"), Config(normalise_reward=True)
+    prior = EDAC.prepare(config, data_of([-2, 0, 0, 6]), task)
+    np.testing.assert_allclose(prior.reward, (np.array([-2, 0, 0, 6]) - 1) / 3, rtol=1e-6)
+    assert prior.reward.dtype == np.float32
+    # All alike: nothing to learn, and no number that is none.
+    assert EDAC.prepare(config, data_of([4, 4, 4, 4]), task).reward.tolist() == [0, 0, 0, 0]
 
 
 def test_online_minibatches_come_from_data_and_experience_together():
@@ -279,6 +346,7 @@ def test_online_minibatches_come_from_data_and_experience_together():
         ({"diversity": False}, "--eta 0"),
         ({"pretrain_steps": 1}, "--pretrain-steps"),
         ({"pretrain_steps": 4, "discount": 1.0}, "--discount below 1"),
+        ({"normalise_reward": True, "online_steps": 100}, "--no-normalise-reward"),
         ({"offline_steps": 0}, "--offline-steps"),
         ({"cloning": -1.0}, "--cloning"),
     ],
@@ -304,8 +372,18 @@ def test_phases_and_presets():
     assert config("--env", "hopper-medium", "--preset", "imitate-first").ensemble == 50
     sac_n = config("--env", "hopper-medium", "--preset", "sac-n")
     assert (sac_n.ensemble, sac_n.diversity, sac_n.eta) == (500, False, 0.0)
+    sizes = {
+        "hopper-expert": 500, "hopper-medium-replay": 200, "halfcheetah-expert": 10, "walker2d-random": 20,
+        "walker2d-expert": 100, "pen-human": 100, "relocate-expert": 100, "pointmaze-umaze": 10,
+    }  # fmt: skip
+    for task, members in sizes.items():
+        assert config("--env", task, "--preset", "sac-n").ensemble == members
     fields = {f.name for f in dataclasses.fields(Config)}
     for preset in PRESETS.values():
         assert Config(**{k: v for k, v in preset.items() if k in fields}).problem() is None
+    pen = config("--env", "pen-human")
+    assert (pen.learning_rate, pen.actor_learning_rate) == pytest.approx((3e-4, 3e-5))
+    assert (pen.ensemble, pen.eta, pen.normalise_reward, pen.offline_steps) == (20, 1000.0, True, 200_000)
     pen = config("--env", "pen-human", "--preset", "imitate-first-adroit")
     assert (pen.ensemble, pen.eta, pen.cloning, pen.pretrain_steps) == (20, 1000.0, 1.0, 200_000)
+    assert (pen.actor_learning_rate, pen.normalise_reward, pen.offline_steps) == (3e-4, False, 100_000)

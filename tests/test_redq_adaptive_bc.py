@@ -6,10 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import ROWS, assert_only_terminations_stop, head, parameters, q_values, random_batch, shaken
+from reference import (
+    ROWS,
+    adam_first_step,
+    assert_only_terminations_stop,
+    head,
+    parameters,
+    q_values,
+    random_batch,
+    shaken,
+)
+from rich.console import Console
 
 from algorithms.redq_adaptive_bc import PRESETS, Config, REDQAdaptiveBC
-from common import tasks
+from common import tasks, training
+from common.commandline import parse
 from common.errors import Refused
 from common.replay import Episode, Replay, sample_union
 
@@ -24,14 +35,25 @@ def make_agent(**values) -> REDQAdaptiveBC:
     return agent.replace(actor=actor, target_actor=target_actor, critic=critic, target_critic=target_critic)
 
 
-@pytest.mark.parametrize("subset", [1, 2, 4])
-def test_critic_loss_equals_numpy(subset):
-    agent, batch, key = make_agent(target_subset=subset), random_batch(2, ROWS), jax.random.key(3)
+def config_of(*arguments) -> Config:
+    """What a command line asks for."""
+    return parse(arguments, "redq_adaptive_bc", "", Config, PRESETS).config
+
+
+@pytest.mark.parametrize(("subset", "spread", "clip"), [(1, 0.1, 0.5), (2, 0.8, 0.3), (4, 0.8, 0.3)])
+def test_critic_loss_equals_numpy(subset, spread, clip):
+    agent = make_agent(target_subset=subset, target_noise=spread, noise_clip=clip)
+    batch, key = random_batch(2, ROWS), jax.random.key(3)
+    # Far states have actions near the borders, at which the noise is cut off once more.
+    batch = batch.replace(next_observation=5 * batch.next_observation)
     noise_key, subset_key = jax.random.split(key)
     members = np.asarray(jax.random.choice(subset_key, 4, (subset,), replace=False))
-    noise = np.asarray(0.1 * jax.random.normal(noise_key, batch.action.shape), np.float64).clip(-0.5, 0.5)
-    next_action = (np.tanh(head(parameters(agent.target_actor), batch.next_observation)) + noise).clip(-1, 1)
-    next_q = q_values(agent.target_critic, members, batch.next_observation, next_action).min(0)
+    unclipped = spread * np.asarray(jax.random.normal(noise_key, batch.action.shape), np.float64)
+    policy = np.tanh(head(parameters(agent.target_actor), batch.next_observation))
+    noise = unclipped.clip(-clip, clip)
+    assert (noise != unclipped).any() == (spread > clip)
+    assert (np.abs(policy + noise) > 1).any()
+    next_q = q_values(agent.target_critic, members, batch.next_observation, (policy + noise).clip(-1, 1)).min(0)
     target = batch.reward + 0.99 * batch.mask * next_q
     q = q_values(agent.critic, range(4), batch.observation, batch.action)
     loss, _ = agent.critic_loss(agent.critic.params, batch, key)
@@ -68,14 +90,18 @@ def test_alpha_keeps_falling_while_returns_stall_and_stops_at_zero():
     np.testing.assert_allclose(alphas(agent, [(0.5, 400)] * 3), [0.2, 0.0, 0.0], atol=1e-6)
 
 
-def test_alpha_rises_when_returns_collapse_and_stops_at_its_offline_value():
-    agent = make_agent(k_p=1e-4, k_d=1e-3, alpha_online=0.1).enter("online", jax.random.key(0), random_batch(1, 200))
+def test_alpha_rises_when_returns_collapse_and_stops_at_its_bound_whatever_it_was_offline():
+    agent = make_agent(k_p=1e-4, k_d=1e-3, alpha_offline=100.0, alpha_online=0.1)
+    assert float(agent.alpha) == 100
+    agent = agent.enter("online", jax.random.key(0), random_batch(1, 200))
     # At the target nothing moves. Then R = 0.2: 100 (1e-4 (-0.8) + 1e-3 0.8) = +0.072. Then stalled: -0.008.
     # Then a long collapse from 1 to 0: 1000 (-1e-4 + 1e-3) = +0.9, cut off.
     np.testing.assert_allclose(
         alphas(agent, [(1.0, 100), (0.2, 100), (0.2, 100), (1.0, 100), (0.0, 1000)]),
         [0.1, 0.172, 0.164, 0.164, 0.4], rtol=1e-5,
     )  # fmt: skip
+    bound = agent.replace(config=agent.config.replace(most_online=8.0))
+    np.testing.assert_allclose(alphas(bound, [(1.0, 100), (0.0, 10_000)]), [0.1, 8.0], rtol=1e-5)
 
 
 def test_above_the_target_alpha_rises():
@@ -117,8 +143,27 @@ def test_from_scratch_on_a_task_without_a_scale_of_returns_alpha_stays():
     assert float(ended.alpha) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        ({}, 200),  # fewer than stay at least
+        ({"kept_at_least": 50}, 50),
+        ({"kept_at_least": 50, "kept": 0.5}, 100),
+        ({"kept_at_least": 1}, 10),
+        ({"kept_at_least": 1, "kept": 0.001}, 1),
+        ({"kept_at_least": 1, "kept": 1.0}, 200),
+        ({"kept": 1.0}, 200),
+    ],
+)
+def test_a_share_of_the_data_stays_and_some_rows_at_least(values, rows):
+    agent = make_agent(**values)
+    assert agent.kept.shape == (rows,)
+    kept = agent.enter("online", jax.random.key(3), random_batch(1, 200)).kept
+    assert len(set(np.asarray(kept).tolist())) == len(kept) == rows
+
+
 def test_going_online_keeps_a_twentieth_of_the_data_and_everything_else():
-    agent = make_agent()
+    agent = make_agent(kept_at_least=1)
     prior = random_batch(1, 200)
     after = agent.enter("online", jax.random.key(3), prior)
     kept = np.asarray(after.kept)
@@ -137,6 +182,53 @@ def test_going_online_keeps_a_twentieth_of_the_data_and_everything_else():
                                 after.kept).reward).ravel() for k in range(2))])  # fmt: skip
     assert set(drawn.tolist()) == {-1.0, *kept.tolist()}
     assert abs(np.mean(drawn == -1) - 0.75) < 0.05
+
+
+def test_the_last_step_of_each_policy_delay_moves_actor_and_targets_by_the_new_critic():
+    agent = make_agent(policy_delay=3, target_rate=0.1, learning_rate=0.05)
+    batch, key = random_batch(6, ROWS), jax.random.key(0)
+    still = ("actor", "target_actor", "target_critic")
+    for number in (1, 2, 4):
+        after, metrics = agent.update_once(batch, key, jnp.int32(number))
+        for name in still:
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, name).params, getattr(agent, name).params)
+        assert int(after.critic.opt_state.count) == 1
+        assert np.isnan(metrics["actor_loss"])
+    after, metrics = agent.update_once(batch, key, jnp.int32(3))
+    gradient = jax.grad(lambda params: agent.critic_loss(params, batch, key)[0])(agent.critic.params)
+    near = jax.tree_util.Partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(near, after.critic.params, adam_first_step(agent.critic.params, gradient, 0.05))
+    learnt = agent.replace(critic=after.critic)
+    loss, gradient = jax.value_and_grad(lambda params: learnt.actor_loss(params, batch)[0])(agent.actor.params)
+    near(metrics["actor_loss"], loss)
+    jax.tree.map(near, after.actor.params, adam_first_step(agent.actor.params, gradient, 0.05))
+    for name in ("actor", "critic"):
+        before, online = getattr(agent, f"target_{name}").params, getattr(after, name).params
+        expected = jax.tree.map(lambda x, y: 0.9 * np.asarray(x) + 0.1 * np.asarray(y), before, online)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            getattr(after, f"target_{name}").params, expected,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "moved"), [(1, [0, 0, 1, 1, 1, 2]), (2, [0, 1, 2, 2, 3, 4]), (4, [1, 2, 4])])
+def test_the_policy_delay_counts_on_from_one_environment_step_to_the_next(steps, moved):
+    agent, update = make_agent(policy_delay=3), jax.jit(REDQAdaptiveBC.update)
+    counts = []
+    for step in range(1, len(moved) + 1):
+        agent, _ = update(agent, random_batch(6, steps, ROWS), jax.random.key(0), jnp.int32(step))
+        counts.append(int(agent.actor.opt_state.count))
+    assert counts == moved
+
+
+def test_exploration_is_the_policy_with_noise_within_the_actions():
+    agent, key = make_agent(exploration_noise=0.8), jax.random.key(7)
+    states = 5 * random_batch(3, ROWS).observation
+    policy = np.tanh(head(parameters(agent.actor), states))
+    np.testing.assert_allclose(agent.act(states), policy, rtol=1e-5, atol=1e-6)
+    noisy = policy + 0.8 * np.asarray(jax.random.normal(key, policy.shape))
+    assert (np.abs(noisy) > 1).any()
+    np.testing.assert_allclose(agent.explore(states, key), noisy.clip(-1, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_twenty_critic_steps_are_ten_of_the_actor():
@@ -165,14 +257,18 @@ def test_redq_from_scratch_has_no_data_and_clones_nothing():
     assert float(agent.adapted(jnp.float32(0.1), jnp.int32(1000)).alpha) == 0
 
 
-def test_a_task_without_a_scale_of_returns_is_refused():
-    class Data:
-        def batch(self, task):
-            return random_batch(0, 3)
-
-    with pytest.raises(Refused, match="--k-p 0 --k-d 0"):
-        REDQAdaptiveBC.prepare(Config(), Data(), tasks.find("Hopper-v5"))
-    REDQAdaptiveBC.prepare(Config(k_p=0.0, k_d=0.0), Data(), tasks.find("Hopper-v5"))
+def test_a_task_without_a_scale_of_returns_is_refused_at_every_point_of_a_grid(tmp_path, monkeypatch):
+    task = tasks.find("Hopper-v5")
+    assert "--k-p 0 --k-d 0" in Config().misfit(task)
+    assert "--k-p 0 --k-d 0" in Config(k_p=0.0).misfit(task)
+    assert Config(k_p=0.0, k_d=0.0).misfit(task) is None
+    assert Config().misfit(tasks.find("hopper-medium")) is None
+    monkeypatch.chdir(tmp_path)
+    scratch = ["--env", "Hopper-v5", "--preset", "redq-scratch"]
+    for arguments in (["--k-d", "1e-4"], ["--grid.k-p", "0", "3e-5"]):
+        with pytest.raises(Refused, match="Hopper-v5 has no normalised return"):
+            training.serve(REDQAdaptiveBC, Config, PRESETS, [*scratch, *arguments], Console())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -181,8 +277,49 @@ def test_a_task_without_a_scale_of_returns_is_refused():
         ({"target_subset": 11}, "--target-subset"),
         ({"kept": 0.0}, "--kept"),
         ({"utd": 0}, "--utd"),
+        ({"kept_at_least": 0}, "--kept-at-least"),
         ({"offline_steps": 0, "online_steps": 0}, "one phase longer"),
+        ({"alpha_online": 0.8}, "raise --most-online"),
+        ({"alpha_online": -0.1}, "--alpha-online"),
+        ({"offline_steps": 0, "start_training": 5000, "online_steps": 5000}, "--start-training 5000 leaves no step"),
+        ({"start_training": 5000, "online_steps": 200}, "below --online-steps 200"),
     ],
 )
 def test_impossible_values_are_named(values, told):
     assert told in Config(**values).problem()
+
+
+def test_possible_values_are_not():
+    for values in (
+        {},
+        {"alpha_offline": 100.0},
+        {"alpha_online": 0.8, "most_online": 0.8},
+        {"start_training": 4999, "online_steps": 5000},
+        {"online_steps": 0},
+    ):
+        assert Config(**values).problem() is None
+
+
+def test_a_grid_above_the_bound_is_refused():
+    fixed = ("--env", "hopper-medium", "--k-p", "0", "--k-d", "0", "--grid.alpha-online", "0.2")
+    assert config_of(*fixed, "0.3").k_p == 0
+    with pytest.raises(Refused, match=r"--alpha-online 0\.6 .* --most-online 0\.4"):
+        config_of(*fixed, "0.6")
+    assert config_of(*fixed, "0.6", "--most-online", "0.6").most_online == pytest.approx(0.6)
+
+
+def test_presets():
+    assert config_of("--env", "hopper-random") == Config()
+    narrow = config_of("--env", "walker2d-random")
+    assert (narrow.alpha_offline, narrow.alpha_online, narrow.most_online) == (100.0, 0.4, 0.4)
+    assert config_of("--env", "pointmaze-umaze") == Config(kept_at_least=1)
+    code = config_of("--env", "walker2d-random", "--preset", "authors-code")
+    assert (code.alpha_offline, code.alpha_online, code.k_p, code.k_d, code.utd) == (100.0, 0.4, 3e-5, 1e-4, 10)
+    hand = config_of("--env", "door-expert", "--preset", "authors-code")
+    assert (hand.alpha_offline, hand.alpha_online, hand.most_online, hand.utd) == (8.0, 8.0, 8.0, 1)
+    # Twenty times their locomotion's, as alpha is.
+    assert (hand.k_p, hand.k_d) == pytest.approx((20 * code.k_p, 20 * code.k_d))
+    assert (hand.target_return, hand.smoothed) == (code.target_return, code.smoothed)
+    assert config_of("--env", "door-human", "--preset", "authors-code").alpha_online == pytest.approx(0.4)
+    scratch = config_of("--env", "walker2d-random", "--preset", "redq-scratch")
+    assert (scratch.alpha_offline, scratch.alpha_online, scratch.most_online) == (0.0, 0.0, 0.0)
