@@ -58,7 +58,9 @@ def planted(folder: Path, right: str, wrong: str) -> list[str]:
 def train(code: Path, runs: Path, seed: int) -> None:
     """The smoke suite with this copy of the code."""
     command = [sys.executable, "-m", "benchmarks.sweep", "smoke", "--runs", str(runs.absolute()), "--seed", str(seed)]
-    subprocess.run(command, cwd=code, env=os.environ | {"PYTHONPATH": str(code.absolute())}, check=True)
+    done = subprocess.run(command, cwd=code, env=os.environ | {"PYTHONPATH": str(code.absolute())})
+    if done.returncode:
+        raise Refused(f"the smoke suite with the code in {code} has ended with status {done.returncode}, see above")
 
 
 def rows_of(case: str, fault: bool, runs: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from algorithms.rlpd import RLPD, Config
 from benchmarks import parallel_sac
 from benchmarks.parallel_sac import Learner, Pace
 from benchmarks.results import publish
+from common.errors import Refused, exiting
 from common.recipes import ant, mazes
 from common.recipes.behaviour import Policy
 from common.replay import Batch
@@ -203,6 +204,8 @@ def save(policy: Policy, path: Path) -> None:
 
 def main(training: Training) -> None:
     """Train, say how it goes every half minute, write the controller and its curve."""
+    if training.minutes < 1 or training.simulations < 2:
+        raise Refused("--minutes must be at least 1, for a curve, and --simulations at least 2, for either ground")
     console = Console()
     rng = np.random.default_rng(training.seed)
     walled = training.simulations // 2
@@ -245,4 +248,4 @@ def main(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Training, description=__doc__))
+    exiting("ant_controller", lambda: main(tyro.cli(Training, description=__doc__)))

@@ -22,14 +22,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
 
-from benchmarks.results import FOLDER, publish
+from benchmarks.figures import png
+from benchmarks.results import file, publish, write
 from common import datasets, environments, recipes, tasks
 from common.datasets import cards
+from common.errors import Refused, exiting
 from common.machine import cores
 from common.recipes import antmaze, mazes
 from common.runs import making
 
 MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
+RECIPES = tuple(name for name in recipes.names() if name.startswith("antmaze"))
 NOISES = (0.0, 0.2)
 ARRIVAL = 0.5
 """m from the goal at which a walk ends."""
@@ -41,7 +44,7 @@ class AntMazeData:
 
     episodes: int = 50
     """Walks from start to goal per maze and noise; none to describe the recipes only."""
-    tasks: tuple[str, ...] = tuple(name for name in recipes.names() if name.startswith("antmaze"))
+    tasks: tuple[str, ...] = RECIPES
     """Recipes to describe; none to look at the walks only."""
     size: int | None = None
     """Transitions of each, instead of the recipe's own number."""
@@ -123,11 +126,16 @@ def draw(places: dict[str, np.ndarray]) -> None:
         axes.set(title=name, aspect="equal", xlabel="x, m", ylabel="y, m")
         axes.autoscale_view()
         environment.close()
-    figure.savefig(FOLDER / "antmaze_coverage.png", dpi=120)
+    write(file("antmaze_coverage", ".png"), png(figure, dpi=120))
 
 
 def main(options: AntMazeData) -> None:
     """Walks, then the recipes, then the picture."""
+    unknown = [name for name in options.tasks if name not in RECIPES]
+    if unknown:
+        raise Refused(f"--tasks {unknown[0]}: there are {', '.join(RECIPES)}")
+    if options.episodes < 0:
+        raise Refused(f"--episodes must be 0 or more, not {options.episodes}")
     console = Console()
     if options.episodes:
         publish("antmaze_walks", walks(options.episodes, console), "benchmarks.antmaze_data")
@@ -138,4 +146,4 @@ def main(options: AntMazeData) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(AntMazeData, description=__doc__))
+    exiting("antmaze_data", lambda: main(tyro.cli(AntMazeData, description=__doc__)))

@@ -21,24 +21,25 @@ import tyro
 from rich.console import Console
 
 from benchmarks.results import publish
-from common import datasets, environments, tasks
+from common import datasets, environments, recipes, tasks
 from common.datasets import cards
+from common.errors import Refused, exiting
 from common.evaluation import Evaluator
 from common.networks import MLP, Dense, Network
 from common.runs import making
 
 PUBLISHED = {"antmaze-umaze": 55.25, "antmaze-umaze-diverse": 47.25, "antmaze-medium-diverse": 0.75}
 """Task -> success in percent of cloning on D4RL's -v2 data, final score (CORL's README); elsewhere 0."""
+RECIPES = tuple(name for name in recipes.names() if name.startswith("antmaze"))
+AT_ONCE = 1000
+"""Gradient steps per call."""
 
 
 @dataclass(frozen=True)
 class Cloning:
     """What is cloned and for how long."""
 
-    tasks: tuple[str, ...] = (
-        "antmaze-umaze", "antmaze-umaze-diverse", "antmaze-medium-play", "antmaze-medium-diverse",
-        "antmaze-large-play", "antmaze-large-diverse",
-    )  # fmt: skip
+    tasks: tuple[str, ...] = RECIPES
     """AntMaze tasks."""
     num_seeds: int = 3
     """Actors per task, trained one after another."""
@@ -48,6 +49,17 @@ class Cloning:
     """Episodes of each actor's evaluation."""
     size: int | None = None
     """Transitions to make, instead of the recipe's own number."""
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        unknown = [name for name in self.tasks if name not in RECIPES]
+        if unknown:
+            return f"--tasks {unknown[0]}: there are {', '.join(RECIPES)}"
+        if min(self.num_seeds, self.eval_episodes) < 1:
+            return "--num-seeds and --eval-episodes must be at least 1"
+        if self.updates < 1 or self.updates % AT_ONCE:
+            return f"--updates must be a multiple of {AT_ONCE}, not {self.updates}"
+        return None
 
 
 class Actor(nn.Module):
@@ -76,22 +88,24 @@ def train(observation: np.ndarray, action: np.ndarray, seed: int, updates: int) 
 
     @jax.jit
     def many(actor: Network, key: jax.Array) -> tuple[Network, jax.Array]:
-        actor, losses = jax.lax.scan(update, actor, jax.random.split(key, 1000))
+        actor, losses = jax.lax.scan(update, actor, jax.random.split(key, AT_ONCE))
         return actor, losses.mean()
 
-    for key in jax.random.split(draw, updates // 1000):
+    for key in jax.random.split(draw, updates // AT_ONCE):
         actor, _ = many(actor, key)
     return actor
 
 
 def main(options: Cloning) -> None:
     """Clone, evaluate, publish."""
+    if problem := options.problem():
+        raise Refused(problem)
     console = Console()
     for name in options.tasks:
         rows: list[dict[str, Any]] = []
         task = tasks.find(name)
         with making(console) as progress:
-            identifier = datasets.recipes.make(name, options.size, progress=progress)
+            identifier = recipes.make(name, options.size, progress=progress)
             data = datasets.load(task, f"minari:{identifier}")
         card = cards.card(data, task)
         for seed in range(options.num_seeds):
@@ -118,4 +132,4 @@ def main(options: Cloning) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Cloning, description=__doc__))
+    exiting("cloning", lambda: main(tyro.cli(Cloning, description=__doc__)))

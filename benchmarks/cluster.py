@@ -15,16 +15,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import algorithms
 from common.errors import Refused
 from common.machine import tied
 
-PASSED_ON = ("MINARI_", "JAX_", "XLA_", "MUJOCO_", "WANDB_")
+PASSED_ON = ("MINARI_", "JAX_", "XLA_", "MUJOCO_", "WANDB_", "PYTHONPATH")
 """Beginnings of the names of the environment's variables that hold for a sweep's jobs on whatever machine."""
+Start = Callable[[str, Sequence[str], Path], Any]
+"""Gives Ray a job, an algorithm with its arguments and its run directory; returns what stands for its end."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,14 @@ class Resources:
     retries: int
     """How often a job is tried again whose worker has died."""
 
+    def __str__(self) -> str:
+        """As asked for on the command line."""
+        return f"--job-cpus {self.cpus:g} --job-gpus {self.gpus:g} --retries {self.retries}"
 
-def run(
-    resources: Resources,
-    jobs: Sequence[tuple[str, Sequence[str], Path]],
-    told: Callable[[int, int | str], None],
-) -> None:
-    """Train jobs, each an algorithm, its arguments, and its run directory.
 
-    `told` is called with a job's number and how it ended: its status, or in words if Ray gave it up. SIGTERM and SIGINT
-    ask the running jobs to write their checkpoints, and start no other.
-    """
+@contextlib.contextmanager
+def connected(resources: Resources) -> Iterator[Start]:
+    """What starts jobs on the cluster. Raises Refused if it is out of reach or could never take one of them."""
     if importlib.util.find_spec("ray") is None:
         raise Refused("--launcher ray: Ray is not installed; pip install 'headstart-rl[ray]'")
     import ray
@@ -63,26 +63,58 @@ def run(
         reason = str(error).splitlines()[0]
         raise Refused(f"--ray-address {resources.address}: {reason}; start a cluster there with `ray start`") from error
     try:
-        task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(train)
+        check(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        try:
+            task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(train)
+        except ValueError as error:
+            raise Refused(f"{resources}: {error}") from error
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         if 0 < resources.gpus < 1:
             # JAX would take three quarters of the memory for each of those that share a GPU.
             passed_on.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * resources.gpus:.3f}")
-        numbers = {
-            task.remote(name, list(flags), str(out.absolute()), os.getcwd(), passed_on): number
-            for number, (name, flags, out) in enumerate(jobs)
-        }
-        waiting = list(numbers)
-        with stopping(lambda: [ray.cancel(job) for job in waiting]):
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=1.0)
-                for job in ready:
-                    try:
-                        told(numbers[job], ray.get(job))
-                    except ray.exceptions.RayError as error:
-                        told(numbers[job], str(error).splitlines()[0])
+
+        def start(algorithm: str, arguments: Sequence[str], out: Path) -> Any:
+            return task.remote(algorithm, list(arguments), str(out.absolute()), os.getcwd(), passed_on)
+
+        yield start
     finally:
         ray.shutdown()
+
+
+def check(resources: Resources, machines: Sequence[Mapping[str, float]]) -> None:
+    """Refuse jobs that none of the machines could take: Ray would let them wait for ever, without a word."""
+    # A cluster that grows with what is asked of it might, but nothing that Ray makes public tells that it would.
+    sizes = {(machine.get("CPU", 0.0), machine.get("GPU", 0.0)) for machine in machines}
+    if not any(resources.cpus <= cpus and resources.gpus <= gpus for cpus, gpus in sizes):
+        there = " or ".join(f"{cpus:g} cores and {gpus:g} GPUs" for cpus, gpus in sorted(sizes))
+        raise Refused(f"{resources}: no machine of the cluster has as much, they have {there}; ask for less")
+
+
+def run(start: Start, jobs: Sequence[tuple[str, Sequence[str], Path]], told: Callable[[int, int | str], None]) -> None:
+    """Train jobs, each an algorithm, its arguments, and its run directory.
+
+    `told` is called with a job's number and how it ended: its status, or in words if Ray gave it up. SIGTERM and SIGINT
+    ask the running jobs to write their checkpoints, and start no other.
+    """
+    import ray
+
+    numbers = {start(*job): number for number, job in enumerate(jobs)}
+    waiting = list(numbers)
+    with stopping(lambda: [ray.cancel(job) for job in waiting]):
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=1.0)
+            for job in ready:
+                try:
+                    told(numbers[job], ray.get(job))
+                except ray.exceptions.RayError as error:
+                    told(numbers[job], reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why Ray gave a job up, in one line: an exception in it by itself, without Ray's words about where it was."""
+    cause = getattr(error, "cause", None) or error
+    first, *_ = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {first}"
 
 
 def reach(address: str | None) -> None:

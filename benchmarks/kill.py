@@ -4,10 +4,11 @@
     python -m benchmarks.kill --what sweep --trials 10
 
 Every trial starts the same command, sends SIGKILL after a random share of the undisturbed run's time, resumes it with
-`--resume` and compares metrics.csv and eval.csv byte by byte. A sweep is killed so and repeated until it comes to its
-end between two kills, when another is begun, and the last is left alone; all jobs of each must have written what an
-undisturbed sweep writes, none of the finished ones been touched again, and no half of a file be left. Results go to
-benchmarks/results/kill{,_sweep}.{csv,json}.
+`--resume` and compares metrics.csv and eval.csv byte by byte; a run that has ended before does not count and is begun
+anew, with another moment. A sweep is killed so and repeated until it comes to its end between two kills, when another
+is begun, and the last is left alone; all jobs of each must have written what an undisturbed sweep writes, none of the
+finished ones been touched again, and no half of a file be left. Results go to
+benchmarks/results/kill{,_sweep}.{csv,json}; status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.results import publish
+from common.errors import Refused, exiting
 
 ROOT = Path(__file__).parents[1]
 RLPD = ROOT / "algorithms" / "rlpd.py"
@@ -68,44 +71,64 @@ def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def runs(kill: Kill) -> None:
-    """All trials of a run; exit status 1 if any did not resume or differs."""
-    moments = random.Random(kill.seed)
+def undisturbed(arguments: list[str], out: Path) -> float:
+    """Seconds of a run that nobody kills. Raises Refused if there is no such run."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, str(RLPD), *arguments, "--out", str(out)], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        asked = f"{RLPD.name} {' '.join(arguments)}"
+        raise Refused(f"--arguments: {asked} ends with status {done.returncode}, see above")
+    return time.perf_counter() - began
+
+
+def killed(arguments: list[str], out: Path, seconds: float, moments: random.Random) -> float:
+    """Begin a run, which takes so many seconds, and kill it; the share of them after which it was."""
+    while True:
+        process = start(*arguments, "--out", str(out))
+        while not (out / "config.json").exists() and process.poll() is None:
+            time.sleep(0.001)
+        share = moments.random()
+        try:
+            status = process.wait(share * 0.9 * seconds)  # the time until config.json is there has passed already
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status not in (0, -signal.SIGKILL):
+            raise SystemExit(f"a run that was not killed yet has ended with status {status}")
+        if not (out / "summary.json").exists():
+            return share
+        shutil.rmtree(out)
+
+
+def runs(kill: Kill) -> int:
+    """All trials of a run; the exit status."""
+    moments, arguments = random.Random(kill.seed), kill.arguments.split()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        for out in (Path(folder) / "first", whole):  # the first one fills the cache of compiled programs
-            began = time.perf_counter()
-            if start(*kill.arguments.split(), "--out", str(out)).wait():
-                raise SystemExit("the undisturbed run failed")
-        seconds = time.perf_counter() - began
+        undisturbed(arguments, Path(folder) / "first")  # fills the cache of compiled programs
+        seconds = undisturbed(arguments, whole)
         for trial in range(kill.trials):
             out = Path(folder) / f"trial{trial}"
-            process = start(*kill.arguments.split(), "--out", str(out))
-            while not (out / "config.json").exists():
-                time.sleep(0.001)
-            share = moments.random()
-            time.sleep(share * 0.9 * seconds)  # the time until config.json is there has passed already
-            process.kill()
-            process.wait()
+            share = killed(arguments, out, seconds, moments)
             resumed = start("--resume", str(out))
             said = resumed.communicate()[0]
             after = re.search(r"after step (\d+)", said)
-            same = [(out / n).read_bytes() == (whole / n).read_bytes() for n in ("metrics.csv", "eval.csv")]
+            wrong = differences(whole, out)
             row = {
                 "trial": trial,
                 "killed_at_share_of_run": round(share, 3),
-                "resumed_after_step": int(after[1]) if after else "finished before",
+                "resumed_after_step": int(after[1]) if after else None,
                 "status": resumed.returncode,
-                "metrics_equal": same[0],
-                "evaluations_equal": same[1],
+                "metrics_equal": "metrics.csv" not in wrong,
+                "evaluations_equal": "eval.csv" not in wrong,
             }
             rows.append(row)
             print(row, flush=True)
     publish("kill", rows, "benchmarks.kill", arguments=kill.arguments)
     good = sum(r["status"] == 0 and r["metrics_equal"] and r["evaluations_equal"] for r in rows)
     print(f"{good} of {len(rows)} runs resumed and equal the undisturbed one")
-    raise SystemExit(good != len(rows))
+    return int(good != len(rows))
 
 
 def state(folder: Path) -> dict[Path, int]:
@@ -114,34 +137,38 @@ def state(folder: Path) -> dict[Path, int]:
 
 
 def differences(sound: Path, killed: Path) -> list[str]:
-    """What a killed and repeated sweep has otherwise than an undisturbed one."""
+    """What a killed and repeated run or sweep has otherwise than an undisturbed one."""
     tables = {path.relative_to(sound) for path in sound.rglob("*.csv")}
     wrong = [
         str(t) for t in tables if not (killed / t).exists() or (killed / t).read_bytes() != (sound / t).read_bytes()
     ]
     wrong += [str(path) for path in (*killed.rglob("*.partial*"), *killed.rglob("damaged-checkpoints"))]
-    for path in killed.rglob("*.json"):
-        json.loads(path.read_text())
+    wrong += [str(path) for path in killed.rglob("*.json") if not is_json(path)]
     return wrong + [str(job) for job in state(sound).keys() ^ state(killed).keys()]
 
 
-def sweeps(kill: Kill) -> None:
-    """Sweeps killed again and again until done, as many as it takes; exit status 1 if any ends unlike a sound one."""
+def is_json(path: Path) -> bool:
+    """Whether it is a whole file."""
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+def sweeps(kill: Kill) -> int:
+    """Sweeps killed again and again until done, as many as it takes; the exit status."""
     moments = random.Random(kill.seed)
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        suite = Path(folder) / "suite.toml"
+        suite, sound = Path(folder) / "suite.toml", Path(folder) / "sound" / "suite"
         suite.write_text(SUITE)
         environment = os.environ | {"MINARI_DATASETS_PATH": str(Path(folder) / "data")}
 
         def started(out: str) -> subprocess.Popen:
             command = [sys.executable, "-m", "benchmarks.sweep", str(suite), "--runs", str(Path(folder) / out)]
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-
-        def ended(sweep: str) -> list[str]:
-            """What is wrong with a sweep that was left alone at last."""
-            return [f"{sweep}: {what}" for what in differences(Path(folder) / "sound" / "suite", Path(folder) / sweep)]
 
         for out in ("first", "sound"):  # the first one fills the cache of compiled programs
             began = time.perf_counter()
@@ -160,7 +187,8 @@ def sweeps(kill: Kill) -> None:
                 status = process.wait()
             now = state(Path(folder) / out)
             untouched = all(now.get(job) == when for job, when in seen.items())
-            if status == -signal.SIGKILL:
+            # With every job finished there was nothing left to kill.
+            if status == -signal.SIGKILL and len(now) < len(state(sound)):
                 row = {
                     "sweep": number,
                     "killed_after_seconds": round(moment, 1),
@@ -172,7 +200,8 @@ def sweeps(kill: Kill) -> None:
                 seen = now
                 print(row, flush=True)
                 continue
-            wrong += ended(f"{out}/suite") + [f"{out}: status {status}"] * (status != 0)
+            wrong += [f"{out}: {what}" for what in differences(sound, Path(folder) / out / "suite")]
+            wrong += [f"{out}: status {status}"] * (status not in (0, -signal.SIGKILL))
             wrong += [f"{out}: a finished job was run again"] * (not untouched)
             if moment is None or wrong:
                 break
@@ -181,9 +210,15 @@ def sweeps(kill: Kill) -> None:
     good = not wrong and all(row["finished_ones_untouched"] for row in rows)
     verdict = "equal to" if good else "DIFFERS from"
     print(f"{len(rows)} kills, {number + 1} sweeps: {verdict} an undisturbed one", *wrong)
-    raise SystemExit(not good)
+    return int(not good)
+
+
+def main(kill: Kill) -> int:
+    """All trials; the exit status."""
+    if kill.trials < 1:
+        raise Refused(f"--trials must be at least 1, not {kill.trials}")
+    return runs(kill) if kill.what == "run" else sweeps(kill)
 
 
 if __name__ == "__main__":
-    asked = tyro.cli(Kill, description=__doc__)
-    (runs if asked.what == "run" else sweeps)(asked)
+    exiting("kill", lambda: main(tyro.cli(Kill, description=__doc__)))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import publish
+from common.errors import exiting
 
 INTERFACE = {"prepare", "create", "sample", "enter", "explore", "act"}
 
@@ -58,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exiting("lengths", lambda: tyro.cli(main, description=__doc__))

@@ -12,7 +12,6 @@ process grew by at its peak. Results go to benchmarks/results/loading.{csv,json}
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,11 @@ from rich.console import Console
 from benchmarks.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import pixels
+from common.errors import Refused, exiting
 from common.runs import making
+
+EPISODE = 500
+"""Transitions of each file of frames."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,18 @@ def write(options: Loading, folder: Path) -> dict[str, tuple[str, int]]:
     rng = np.random.default_rng(0)
     frames = folder / "frames"
     frames.mkdir()
-    for number in range(options.frames // 500):
-        last = np.arange(501) == 500
+    for number in range(options.frames // EPISODE):
+        images = EPISODE + 1
+        last = np.arange(images) == EPISODE
         np.savez(
             frames / f"{number}.npz",
-            image=rng.integers(0, 256, (501, 64, 64, 3), np.uint8),
-            action=rng.uniform(-1, 1, (501, 6)).astype(np.float32),
-            reward=rng.random(501, np.float32),
-            discount=np.ones(501, np.float32),
-            is_first=np.arange(501) == 0,
+            image=rng.integers(0, 256, (images, 64, 64, 3), np.uint8),
+            action=rng.uniform(-1, 1, (images, 6)).astype(np.float32),
+            reward=rng.random(images, np.float32),
+            discount=np.ones(images, np.float32),
+            is_first=np.arange(images) == 0,
             is_last=last,
-            is_terminal=np.zeros(501, bool),
+            is_terminal=np.zeros(images, bool),
         )
     return {
         "bulk": (f"bulk:{folder / 'data.npz'}", len(data)),
@@ -136,6 +140,8 @@ def main(options: Loading) -> None:
     if options.read is not None:
         read(options, options.read)
         return
+    if options.repeats < 1 or options.frames < EPISODE:
+        raise Refused(f"--repeats must be at least 1, --frames at least {EPISODE}")
     console = Console()
     table = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -144,7 +150,10 @@ def main(options: Loading) -> None:
         for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets all of them
             for name, (source, _) in sources.items():
                 command = [sys.executable, "-m", "benchmarks.loading", "--task", options.task, "--read", source]
-                ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+                ended = subprocess.run(command, capture_output=True, text=True)
+                if ended.returncode:
+                    last, *_ = ended.stderr.strip().splitlines()[-1:] or [f"status {ended.returncode}"]
+                    raise Refused(f"{name} could not be read: {last}")
                 taken[name].append(json.loads(ended.stdout.splitlines()[-1]))
         for name, (_, rows) in sources.items():
             bulk = taken["bulk of frames" if name in ("vd4rl", "bulk of frames") else "bulk"]
@@ -161,4 +170,4 @@ def main(options: Loading) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Loading, description=__doc__))
+    exiting("loading", lambda: main(tyro.cli(Loading, description=__doc__)))

@@ -17,14 +17,17 @@ from rich.console import Console
 from benchmarks.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import cards
+from common.errors import Refused, exiting
 from common.runs import making
+
+RECIPES = tuple(name for name in recipes.names() if tasks.find(name).family == "locomotion")
 
 
 @dataclass(frozen=True)
 class LocomotionData:
     """What is looked at."""
 
-    tasks: tuple[str, ...] = tuple(name for name in recipes.names() if tasks.find(name).family == "locomotion")
+    tasks: tuple[str, ...] = RECIPES
     """Recipes to describe."""
     size: int | None = None
     """Transitions of each, instead of the recipe's own number."""
@@ -62,6 +65,9 @@ def describe(name: str, size: int | None, console: Console) -> dict:
 
 def main(options: LocomotionData) -> None:
     """Make, describe, publish."""
+    unknown = [name for name in options.tasks if name not in RECIPES]
+    if unknown or not options.tasks:
+        raise Refused(f"--tasks {' '.join(unknown[:1])}: there are {', '.join(RECIPES)}")
     console = Console()
     rows = []
     for name in options.tasks:
@@ -71,4 +77,4 @@ def main(options: LocomotionData) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LocomotionData, description=__doc__))
+    exiting("locomotion_data", lambda: main(tyro.cli(LocomotionData, description=__doc__)))

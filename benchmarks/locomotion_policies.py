@@ -24,6 +24,7 @@ from algorithms.rlpd import Config
 from benchmarks.parallel_sac import Learner, Pace
 from benchmarks.results import publish
 from common import environments, tasks
+from common.errors import Refused, exiting
 from common.recipes import behaviour
 from common.recipes.behaviour import Policy
 
@@ -120,6 +121,8 @@ def choose(scores: list[float]) -> tuple[list[int], int]:
 
 def main(training: Training) -> None:
     """Train, say how it goes at every stage, write the policies and the curve."""
+    if training.minutes <= 0 or min(training.episodes, training.every, training.simulations) < 1:
+        raise Refused("--minutes must be more than 0, --episodes, --every and --simulations at least 1")
     console = Console()
     task = tasks.find(f"{training.body}-expert")
     herd = Herd(task, training.simulations, training.seed + 1)
@@ -168,4 +171,4 @@ def main(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Training, description=__doc__))
+    exiting("locomotion_policies", lambda: main(tyro.cli(Training, description=__doc__)))

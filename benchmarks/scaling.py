@@ -5,10 +5,11 @@
 From what was measured in benchmarks/results/throughput_NAME.csv (updates per second and first calls of every algorithm
 there is, on one machine) and from the environment steps that a core of this machine takes per second; the rest is
 arithmetic. A benchmark is algorithms x tasks x seeds; those that have not been written are taken to cost what the
-measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or with
-one; a job is never spread over machines, jobs do not speak with each other, and go to whichever machine is free, the
-longest first. Sizes are the papers': a million updates offline, 250,000 environment steps of twenty updates each where
-an algorithm learns online, and twenty evaluations of ten episodes of a thousand steps.
+measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or with one; a job is
+never spread over machines, jobs do not speak with each other, and go to whichever machine is free, the longest first:
+more machines are of no use than it takes so for all jobs to end with the longest. Sizes are the papers': a million
+updates offline, 250,000 environment steps of twenty updates each where an algorithm learns online, and twenty
+evaluations of ten episodes of a thousand steps.
 
 Learning and environments are taken to wait for each other, as they do in training.py, and environments to have all the
 machine's cores. Rows go to benchmarks/results/scaling_NAME.{csv,json}, the page to scaling_NAME.md.
@@ -16,6 +17,7 @@ machine's cores. Rows go to benchmarks/results/scaling_NAME.{csv,json}, the page
 
 from __future__ import annotations
 
+import bisect
 import csv
 import heapq
 import itertools
@@ -23,6 +25,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tyro
@@ -30,7 +33,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.report import markdown
-from benchmarks.results import FOLDER, publish
+from benchmarks.results import file, publish, write
 from benchmarks.throughput import ONLINE
 from common import environments, tasks
 from common.errors import Refused, exiting
@@ -99,6 +102,14 @@ def makespan(jobs: Sequence[float], machines: int) -> float:
     return max(free)
 
 
+def enough(jobs: Sequence[float]) -> int:
+    """The least number of machines with which all jobs end with the longest of them: more are of no use."""
+    longest = max(jobs) * (1 + 1e-9)  # sums of several jobs are rounded
+    # No machine that is added makes the end come later.
+    counts = range(1, len(jobs) + 1)
+    return counts[bisect.bisect_left(counts, True, key=lambda machines: makespan(jobs, machines) <= longest)]
+
+
 def environment_rate(seconds: float = 2.0) -> float:
     """Steps per second of one core of this machine in an environment of locomotion, actions drawn at random."""
     environment = environments.make(tasks.find(TASK))
@@ -120,64 +131,82 @@ def duration(seconds: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
+def read(name: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The rows of a measurement, and how it was made. Raises Refused if there is none of that name, or an old one."""
+    table = file(f"throughput_{name}", ".csv")
+    if not table.is_file():
+        known = sorted(path.stem.removeprefix("throughput_") for path in table.parent.glob("throughput_*.csv"))
+        raise Refused(f"--throughput {name}: there are {', '.join(known)}")
+    with table.open(newline="") as content:
+        rows = list(csv.DictReader(content))
+    if not rows or COLUMNS - rows[0].keys():
+        raise Refused(f"{table.name} has other columns: measure anew with python -m benchmarks.throughput")
+    return rows, json.loads(file(f"throughput_{name}", ".json").read_text())
+
+
 def main(asked: Scaling) -> None:
     """Reckon, print, write."""
-    if min(asked.algorithms, asked.tasks, asked.seeds, asked.cores or 1, *asked.machines) < 1:
+    if min(asked.algorithms, asked.tasks, asked.seeds, asked.cores or 1, *asked.machines or (0,)) < 1:
         raise Refused("--algorithms, --tasks, --seeds, --cores and --machines must be at least 1")
-    stem = FOLDER / f"throughput_{asked.throughput}"
-    if not stem.with_suffix(".csv").is_file():
-        known = sorted(path.stem.removeprefix("throughput_") for path in FOLDER.glob("throughput_*.csv"))
-        raise Refused(f"--throughput {asked.throughput}: there are {', '.join(known)}")
-    with stem.with_suffix(".csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or COLUMNS - rows[0].keys():
-        raise Refused(f"{stem.name}.csv has other columns: measure anew with python -m benchmarks.throughput")
-    about = json.loads(stem.with_suffix(".json").read_text())
-    device, measured = about["device"], list(dict.fromkeys(row["algorithm"] for row in rows))
-    rate = environment_rate()
-    all_cores = (asked.cores or device["cores"]) * rate
-
-    def jobs(seeds: int) -> dict[str, Cost]:
-        return {algorithm: cost(rows, algorithm, seeds, all_cores) for algorithm in measured}
-
-    together, alone = jobs(asked.seeds), jobs(1)
-    count, found = asked.algorithms * asked.tasks, []
-    for machines in asked.machines:
-        row: dict[str, float] = {"machines": machines}
-        for name, kind, of_each in (("together", together, 1), ("alone", alone, asked.seeds)):
-            lengths = [each.whole for each in itertools.islice(itertools.cycle(kind.values()), count * of_each)]
-            seconds = makespan(lengths, machines)
-            row |= {f"{name}_jobs": len(lengths), f"{name}_hours": seconds / 3600}
-            row |= {f"{name}_machine_hours": sum(lengths) / 3600, f"{name}_busy": sum(lengths) / machines / seconds}
-        found.append(row)
-    text = page(asked, found, together, alone, rate, f"{device['kind']}, {device['cores']} cores")
+    rows, about = read(asked.throughput)
+    device, rate = about["device"], environment_rate()
+    costs: dict[str, dict[str, Cost]] = {}
+    for name, seeds in (("together", asked.seeds), ("alone", 1)):
+        all_cores = (asked.cores or device["cores"]) * rate
+        costs[name] = {row["algorithm"]: cost(rows, row["algorithm"], seeds, all_cores) for row in rows}
+    count = asked.algorithms * asked.tasks
+    jobs = {"together": lengths(costs["together"], count), "alone": lengths(costs["alone"], count * asked.seeds)}
+    found = [row_of(machines, jobs) for machines in asked.machines]
+    text = page(asked, found, costs, jobs, rate, f"{device['kind']}, {device['cores']} cores")
     Console().print(Markdown(text))
-    measured_at = {key: about.get(key) for key in ("command", "commit", "device")}
-    more = {"environment_steps_per_second": rate, "throughput": measured_at}
-    written = publish(f"scaling_{asked.throughput}", found, "benchmarks.scaling", **more)
-    written.with_suffix(".md").write_text(text)
+    publish(
+        f"scaling_{asked.throughput}",
+        found,
+        "benchmarks.scaling",
+        environment_steps_per_second=rate,
+        machines_of_use={name: enough(each) for name, each in jobs.items()},
+        throughput={key: about.get(key) for key in ("command", "commit", "device")},
+    )
+    write(file(f"scaling_{asked.throughput}", ".md"), text)
+
+
+def lengths(costs: dict[str, Cost], count: int) -> list[float]:
+    """Seconds of as many jobs, which cost what these do, in turn."""
+    return [each.whole for each in itertools.islice(itertools.cycle(costs.values()), count)]
+
+
+def row_of(machines: int, jobs: dict[str, list[float]]) -> dict[str, float]:
+    """What so many machines make of either kind of jobs."""
+    row: dict[str, float] = {"machines": machines}
+    for name, each in jobs.items():
+        seconds = makespan(each, machines)
+        row |= {f"{name}_jobs": len(each), f"{name}_hours": seconds / 3600}
+        row |= {f"{name}_machine_hours": sum(each) / 3600, f"{name}_busy": sum(each) / machines / seconds}
+    return row
 
 
 def page(
-    asked: Scaling, found: list[dict], together: dict[str, Cost], alone: dict[str, Cost], rate: float, machine: str
+    asked: Scaling,
+    found: list[dict],
+    costs: dict[str, dict[str, Cost]],
+    jobs: dict[str, list[float]],
+    rate: float,
+    machine: str,
 ) -> str:
     """The page, in Markdown."""
     each = [["algorithm", f"{asked.seeds} seeds", "of which environments", "one seed"]]
-    for algorithm, whole in together.items():
-        share = f"{whole.environments / whole.whole:.0%}"
-        each.append([algorithm, duration(whole.whole), share, duration(alone[algorithm].whole)])
+    for algorithm, together in costs["together"].items():
+        share = f"{together.environments / together.whole:.0%}"
+        each.append([algorithm, duration(together.whole), share, duration(costs["alone"][algorithm].whole)])
     lines = [["machines", f"jobs of {asked.seeds} seeds", "machines busy", "jobs of one seed", "machines busy"]]
     for row in found:
         cells = [f"{row['machines']:,}"]
         for name in ("together", "alone"):
             cells += [duration(3600 * row[f"{name}_hours"]), f"{row[f'{name}_busy']:.0%}"]
         lines.append(cells)
-    first, limits = found[0], []
-    for name, kind in (("together", together), ("alone", alone)):
-        longest = max(each.whole for each in kind.values())
-        limits.append((f"{3600 * first[f'{name}_machine_hours'] / longest:,.0f}", duration(longest)))
-    (many, soon), (more, sooner) = limits
-    extra = first["alone_machine_hours"] / first["together_machine_hours"]
+    many, more = (f"{enough(jobs[name]):,}" for name in ("together", "alone"))
+    soon, sooner = (duration(max(jobs[name])) for name in ("together", "alone"))
+    extra = sum(jobs["alone"]) / sum(jobs["together"])
     return f"""# {asked.algorithms} algorithms on {asked.tasks} tasks with {asked.seeds} seeds
 
 At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} environment steps per second and core).
@@ -186,10 +215,10 @@ At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} 
 
 {markdown(lines)}
 
-No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, more than {many}
-machines are of no use, and the end comes after {soon}; with one seed in each, which costs {extra:.2f} times as many
-machine hours, more than {more}, after {sooner}.
-Algorithms that have not been measured are taken to cost what the {len(together)} measured ones cost, in turn.
+No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, {many} machines
+end with it, after {soon}, and more are of no use; with one seed in each, which costs {extra:.2f} times as many machine
+hours, {more} do, after {sooner}.
+Algorithms that have not been measured are taken to cost what the {len(each) - 1} measured ones cost, in turn.
 """
 
 

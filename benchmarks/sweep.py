@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep SUITE [--jobs 2] [--runs runs/sweeps] [--num-seeds N] [--seed N]
     python -m benchmarks.sweep SUITE --launcher ray [--ray-address auto] [--job-cpus 1] [--job-gpus 0.25]
-    python -m benchmarks.sweep SUITE --launcher slurm --sbatch=--gpus=1 > suite.sh && sbatch suite.sh
+    python -m benchmarks.sweep SUITE --launcher slurm --sbatch=--gpus=1 --sbatch=--time=24:00:00 > suite.sh
 
 A suite is a file in benchmarks/suites (or a path to one):
 
@@ -18,18 +18,20 @@ A suite is a file in benchmarks/suites (or a path to one):
     "imitation first" = "td3_bc --preset imitate-first"
 
 A job is one variant on one task, with its seeds as one command; `--jobs` of them run side by side, each on cores of its
-own. Interrupted, the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes
-to a file beside its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
+own. What could not run is refused before anything is made or trained, as far as it shows without the data. Interrupted,
+the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes to a file beside
+its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
 
 `--launcher ray` places the open jobs on a Ray cluster whose machines share the folders of runs and data; a job whose
 worker dies is tried again and goes on from its checkpoint. `--launcher slurm` makes the data and prints a script that
-is an array of the open jobs, each with the resources of one `--sbatch`; a job that is preempted, or warned of its time
-limit, writes a checkpoint, and goes on where it is requeued.
+is an array of the open jobs, each with the resources that the `--sbatch` lines ask for; a job that is preempted, or
+warned of its time limit, writes a checkpoint, and goes on where it is requeued.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -41,19 +43,19 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
 from benchmarks import cluster
 from benchmarks.results import without_folder
-from common import commandline, datasets, recipes, tasks
+from common import commandline, datasets, environments, recipes, tasks
 from common.errors import Refused, exiting
 from common.machine import tied
 from common.runs import making, write_json
@@ -88,8 +90,18 @@ class Sweep:
     """GPUs that Ray keeps for each job; with 0.25, four jobs share one."""
     retries: int = 3
     """How often Ray tries a job again whose worker has died."""
-    sbatch: tuple[str, ...] = ()
-    """Lines of the script's `#SBATCH` head, such as --gpus=1, --cpus-per-task=8 or --time=24:00:00."""
+    sbatch: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A line of the script's `#SBATCH` head; again for every other one: --sbatch=--gpus=1 --sbatch=--time=24:00:00."""
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        for name in ("jobs", "num_seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                return f"--{name.replace('_', '-')} must be at least 1, not {value}"
+        if self.job_gpus > 1 and self.job_gpus % 1:
+            return f"--job-gpus must be a share of one GPU or a whole number of them, not {self.job_gpus:g}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -108,34 +120,73 @@ class Job:
         """Where its run lies, below the suite's folder."""
         return Path(self.task) / re.sub(r"[^\w.+]+", "-", self.variant).strip("-")
 
-    def check(self) -> commandline.Request:
-        """What its command line asks for. Raises Refused if it is wrong, before any other job has trained for hours."""
+    @functools.cached_property
+    def request(self) -> commandline.Request:
+        """What its command line asks for. Raises Refused if that is wrong."""
         module = importlib.import_module(f"algorithms.{self.algorithm}")
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
                 return commandline.parse(self.arguments(), self.algorithm, "", module.Config, module.PRESETS)
-        except (Refused, SystemExit) as error:
+        except SystemExit as error:
             boxed = re.sub(r"[^ -~]+", " ", said.getvalue())
-            reason = str(error) if isinstance(error, Refused) else " ".join(boxed.split())
-            raise Refused(f"variant {self.variant!r} on {self.task}: {reason}") from error
+            raise Refused(" ".join(boxed.split())) from error
+
+    def check(self) -> None:
+        """Raise Refused if it could not run, as far as that shows without its data, before others train for hours."""
+        taken = [flag for flag in self.flags if flag.partition("=")[0] in ("--env", "--out", "--resume")]
+        try:
+            if taken:
+                raise Refused(f"{taken[0]} is for the sweep to say; leave it out")
+            check_playable(self.task)
+            if self.request.config.uses_prior_data:
+                check_source(self.request.run.dataset or tasks.find(self.task).default_dataset)
+        except Refused as error:
+            raise Refused(f"variant {self.variant!r} on {self.task}: {error}") from error
 
     def recipe(self) -> tuple[str, int | None] | None:
         """Name and size of the recipe whose data it learns from, if it does."""
-        request = self.check()
-        if not request.config.uses_prior_data or self.task not in recipes.names():
+        if not self.request.config.uses_prior_data:
             return None
-        if self.size is not None:
+        source = self.request.run.dataset or datasets.default_source(tasks.find(self.task))
+        if self.made is not None and source == self.made:
             return self.task, self.size
-        source = request.run.dataset or datasets.default_source(tasks.find(self.task))
-        return (self.task, None) if source.startswith("recipe:") else None
+        kind, _, name = source.partition(":")
+        return (name, None) if kind == "recipe" else None
+
+    @property
+    def made(self) -> str | None:
+        """The data of the suite's own size, which the sweep makes; None if its task has no recipe."""
+        if self.size is None or self.task not in recipes.names():
+            return None
+        return f"minari:{recipes.dataset_id(self.task, self.size)}"
 
     def arguments(self) -> list[str]:
         """Its command line, without `--out`; the data must have been made."""
-        data = []
-        if self.size is not None and self.task in recipes.names():
-            data = ["--dataset", f"minari:{recipes.dataset_id(self.task, self.size)}"]
+        data = ["--dataset", self.made] if self.made else []
         return ["--env", self.task, *data, "--num-seeds", str(self.num_seeds), "--devices", "1", *self.flags]
+
+
+@functools.cache
+def check_playable(task: str) -> None:
+    """Refuse an environment that no run could act in; those of the table are known to be sound."""
+    if task not in tasks.names():
+        environments.make(tasks.find(task)).close()
+
+
+def check_source(source: str | None) -> None:
+    """Refuse prior data that there cannot be; nothing is read, and what would be downloaded is not asked for."""
+    if source is None:
+        raise Refused("the task has no prior data of its own; name some with --dataset KIND:WHAT")
+    kind, _, name = source.partition(":")
+    kinds = (*datasets.READERS, "recipe")
+    if kind not in kinds or not name:
+        raise Refused(f"--dataset {source}: the sources are {', '.join(f'{kind}:' for kind in kinds)}")
+    if kind == "recipe" and name not in recipes.names():
+        raise Refused(f"--dataset {source}: the recipes are {', '.join(recipes.names())}")
+    is_file = kind in ("d4rl", "npz") or name.endswith(".npz")
+    if is_file and not Path(name).expanduser().is_file():
+        raise Refused(f"--dataset {source}: there is no such file; make or fetch it first")
 
 
 @dataclass
@@ -154,22 +205,22 @@ class Suite:
             raise Refused(f"no suite {name!r}: there are {known}; or give the path of a .toml file")
         try:
             content = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
+        except (OSError, ValueError) as error:
             raise Refused(f"{path}: {error}") from error
+        check(str(path), content, {"parts"}, {"num_seeds", "size", "flags"})
+        flags = words(f"{path}: flags", content.get("flags", ""))
+        seeds = content.get("num_seeds", 1) if num_seeds is None else num_seeds
         suite = cls(path.stem)
-        check(path, content, {"parts"}, {"num_seeds", "size", "flags"})
-        for part in content["parts"]:
-            check(path, part, {"tasks", "variants"}, {"flags"})
+        for number, part in enumerate(content["parts"], 1):
+            place = f"{path}, part {number}"
+            check(place, part, {"tasks", "variants"}, {"flags"})
+            shared = [*flags, *words(f"{place}: flags", part.get("flags", ""))]
             for task in part["tasks"]:
-                tasks.find(task)
+                check_task(place, task)
                 for variant, line in part["variants"].items():
-                    algorithm, *own = shlex.split(line)
-                    if not (ROOT / "algorithms" / f"{algorithm}.py").is_file():
-                        raise Refused(f"{path}: variant {variant!r}: there is no algorithms/{algorithm}.py")
-                    flags = (*shlex.split(content.get("flags", "")), *shlex.split(part.get("flags", "")), *own)
-                    flags += ("--seed", str(seed)) if seed else ()
-                    seeds = num_seeds or content.get("num_seeds", 1)
-                    suite.jobs.append(Job(task, variant, algorithm, flags, seeds, content.get("size")))
+                    algorithm, own = parsed(f"{place}: variant {variant!r}", line)
+                    whole = (*shared, *own, *(("--seed", str(seed)) if seed else ()))
+                    suite.jobs.append(Job(task, variant, algorithm, whole, seeds, content.get("size")))
         folders = [job.folder for job in suite.jobs]
         for folder in folders:
             if folders.count(folder) > 1:
@@ -177,13 +228,70 @@ class Suite:
         return suite
 
 
-def check(path: Path, table: dict, needed: set[str], optional: set[str]) -> None:
-    """Refuse a table of a suite with missing or unknown keys."""
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_list(value: Any, kind: type) -> bool:
+    """Whether it is a list of this kind, and not an empty one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, kind) for each in value)
+
+
+def are_lines(value: Any) -> bool:
+    """Whether it is a table of strings under names that a folder can have, and not an empty one."""
+    named = isinstance(value, dict) and bool(value) and all(re.search(r"\w", name) for name in value)
+    return named and all(isinstance(line, str) for line in value.values())
+
+
+KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_seeds": (is_count, "a whole number of at least 1"),
+    "size": (is_count, "a whole number of transitions, such as 100_000"),
+    "flags": (lambda value: isinstance(value, str), 'one string, such as "--eval-every 5000 --eval-episodes 10"'),
+    "parts": (lambda value: is_list(value, dict), "tables, at least one, each headed [[parts]] in double brackets"),
+    "tasks": (lambda value: is_list(value, str), 'a list of names, at least one, such as ["hopper-medium"]'),
+    "variants": (are_lines, 'a table headed [parts.variants] of lines such as "TD3+BC" = "td3_bc"'),
+}
+"""Key of a suite's tables -> whether a value can be its, and what it must be, in words."""
+
+
+def check(place: str, table: dict[str, Any], needed: set[str], optional: set[str]) -> None:
+    """Refuse a table of a suite with missing or unknown keys, or with a value that is not its key's."""
     missing, unknown = sorted(needed - table.keys()), sorted(table.keys() - needed - optional)
     if missing:
-        raise Refused(f"{path}: {', '.join(missing)} missing")
+        raise Refused(f"{place}: {', '.join(missing)} missing")
     if unknown:
-        raise Refused(f"{path}: unknown {', '.join(unknown)}; there are {', '.join(sorted(needed | optional))}")
+        raise Refused(f"{place}: unknown {', '.join(unknown)}; there are {', '.join(sorted(needed | optional))}")
+    for key, value in table.items():
+        sound, expected = KEYS[key]
+        if not sound(value):
+            raise Refused(f"{place}: {key} must be {expected}")
+
+
+def check_task(place: str, task: str) -> None:
+    """Refuse a task that there is not."""
+    try:
+        tasks.find(task)
+    except Refused as error:
+        raise Refused(f"{place}: {error}") from error
+
+
+def words(place: str, line: str) -> list[str]:
+    """A line of a suite, split as by a shell."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise Refused(f"{place}: {str(error).lower()} in {line!r}") from error
+
+
+def parsed(place: str, line: str) -> tuple[str, list[str]]:
+    """The algorithm and the flags of a variant's line."""
+    algorithm, *flags = words(place, line) or [""]
+    known = sorted(path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__")
+    if algorithm not in known:
+        named = f"there is no algorithms/{algorithm}.py" if algorithm else "names no algorithm"
+        raise Refused(f"{place}: {named}; first comes one of {', '.join(known)}")
+    return algorithm, flags
 
 
 class Runner:
@@ -257,16 +365,13 @@ class Runner:
         if not path.exists() or json.loads(path.read_text()) != described:
             write_json(path, described)
 
-    def on_ray(self, sweep: Sweep, jobs: Sequence[Job]) -> bool:
+    def on_ray(self, start: cluster.Start, jobs: Sequence[Job]) -> bool:
         """These jobs on a Ray cluster; whether all chosen ones have finished."""
-        self.describe()
 
         def told(number: int, ended: int | str) -> None:
             self.tell(jobs[number], ended)
 
-        resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)
-        asked = [(job.algorithm, job.arguments(), self.folder / job.folder) for job in jobs]
-        cluster.run(resources, asked, told)
+        cluster.run(start, [(job.algorithm, job.arguments(), self.folder / job.folder) for job in jobs], told)
         return self.finished()
 
     def finished(self) -> bool:
@@ -275,7 +380,6 @@ class Runner:
 
     def all(self) -> bool:
         """Every job chosen; whether all have finished."""
-        self.describe()
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -288,28 +392,37 @@ class Runner:
 
 def main(sweep: Sweep) -> int:
     """Make the data, then run what is missing; the exit status."""
+    if problem := sweep.problem():
+        raise Refused(problem)
     console = Console(stderr=sweep.launcher == "slurm")
     suite = Suite.read(sweep.suite, sweep.num_seeds, sweep.seed)
     if sweep.only is not None and not 0 <= sweep.only < len(suite.jobs):
         raise Refused(f"--only {sweep.only}: {suite.name} has the jobs 0 to {len(suite.jobs) - 1}")
     runner = Runner(sweep, suite, console)
-    for job in suite.jobs:
-        job.check()
     open_jobs = [job for job in runner.chosen if runner.command(job)]
+    for job in open_jobs:
+        job.check()
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
-    # Here, once, rather than by every job that needs them.
-    for name, size in dict.fromkeys(recipe for job in open_jobs if (recipe := job.recipe())):
-        with making(console) as progress:
-            recipes.make(name, size, progress=progress)
+    if sweep.launcher == "ray" and open_jobs:
+        resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)
+        # The cluster first: data for one that cannot be had would be made in vain.
+        with cluster.connected(resources) as start:
+            prepare(runner, open_jobs)
+            return 0 if runner.on_ray(start, open_jobs) else 1
+    prepare(runner, open_jobs)
     if sweep.launcher == "slurm":
-        if not open_jobs:
-            return 0
-        runner.describe()
-        print(script(sweep, suite.name, [suite.jobs.index(job) for job in open_jobs]), end="")
+        if open_jobs:
+            print(script(sweep, suite.name, [suite.jobs.index(job) for job in open_jobs]), end="")
         return 0
-    if sweep.launcher == "ray":
-        return 0 if runner.on_ray(sweep, open_jobs) else 1
     return 0 if runner.all() else 1
+
+
+def prepare(runner: Runner, jobs: Sequence[Job]) -> None:
+    """Make the data of the jobs, here and once rather than by every job that needs them, and the sweep's folder."""
+    for name, size in dict.fromkeys(recipe for job in jobs if (recipe := job.recipe())):
+        with making(runner.console) as progress:
+            recipes.make(name, size, progress=progress)
+    runner.describe()
 
 
 def script(sweep: Sweep, name: str, numbers: Sequence[int]) -> str:
@@ -322,17 +435,24 @@ def script(sweep: Sweep, name: str, numbers: Sequence[int]) -> str:
         command += ["--num-seeds", str(sweep.num_seeds)]
     if sweep.seed:
         command += ["--seed", str(sweep.seed)]
+    log = str(folder / name).replace("%", "%%") + "/slurm-%a.log"
     head = [
-        f"--job-name={name}",
+        f"--job-name={quoted(name)}",
         f"--array={','.join(map(str, numbers))}",
-        f"--output={folder / name}/slurm-%a.log",
+        f"--output={quoted(log)}",
         "--open-mode=append",
         "--requeue",
         "--signal=B:TERM@120",
         *sweep.sbatch,
     ]
-    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in head), f"cd {shlex.quote(str(ROOT))}"]
+    # From the same folder, which the suite's paths and modules may be seen from.
+    lines = ["#!/bin/bash", *(f"#SBATCH {line}" for line in head), f"cd {shlex.quote(os.getcwd())}"]
     return "\n".join([*lines, f'exec {shlex.join(command)} --only "$SLURM_ARRAY_TASK_ID"', ""])
+
+
+def quoted(value: str) -> str:
+    """A value as Slurm reads it in the head of a script, where a backslash escapes inside quotes of either kind."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ benchmarks/results/throughput_NAME.{csv,json}.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -41,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
-from benchmarks.results import publish
+from benchmarks.results import file, publish
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
@@ -309,21 +310,28 @@ class Peer:
             "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
             "hidden": config.hidden, "updates": UPDATES[algorithm], "utd": config.utd if algorithm in ONLINE else 1,
         }  # fmt: skip
-        script = Path(__file__).parent / "peers" / "theirs.py"
-        self.process = subprocess.Popen(
-            [python, str(script), name.replace("_", "-"), str(checkout), json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        script, flag = Path(__file__).parent / "peers" / "theirs.py", name.replace("_", "-")
+        command = [python, str(script), flag, str(checkout), json.dumps(settings)]
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        except OSError as error:
+            raise Refused(f"--peer-python {python}: cannot be started ({error.strerror})") from error
+        self.trouble = f"--{flag} {checkout}: its {algorithm} does not run under {python}"
+        self.first_calls = self.answer()
+
+    def answer(self) -> float:
+        """The number that it says next."""
         said = self.process.stdout.readline()
         if not said:
-            raise Refused(f"--{name.replace('_', '-')} {checkout}: its {algorithm} does not run under {python}")
-        self.first_calls = float(said)
+            raise Refused(self.trouble)
+        return float(said)
 
     def timing(self) -> float:
         """Seconds per update."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        return self.answer()
 
     def close(self) -> None:
         """Let the process end."""
@@ -377,6 +385,10 @@ def main(asked: Throughput) -> None:
     unknown = [name for name in asked.algorithms if name not in OURS]
     if unknown:
         raise Refused(f"--algorithms {unknown[0]}: there are {', '.join(OURS)}")
+    if min(len(asked.algorithms), asked.rounds, *asked.runs or (0,)) < 1:
+        raise Refused("--algorithms, --rounds and --runs: at least one of each")
+    name = f"throughput_{asked.name or jax.default_backend()}"
+    file(name, ".csv")  # refuses a name that cannot be before anything is measured
     if asked.hidden is not None and any(asked.peers(algorithm) for algorithm in OURS):
         raise Refused("--hidden: the peers' networks have their own widths; measure without them")
     console, rows = Console(width=200), []
@@ -393,7 +405,7 @@ def main(asked: Throughput) -> None:
     console.print(table)
     checkouts = {name: getattr(asked, name) for name in PEERS}
     publish(
-        f"throughput_{asked.name or jax.default_backend()}",
+        name,
         rows,
         "benchmarks.throughput",
         peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},

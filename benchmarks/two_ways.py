@@ -10,6 +10,7 @@ place in front of it, then around it on either side, at random: there, the mean 
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import tyro
+
+from benchmarks.results import write
+from common.errors import Refused, exiting
 
 IDENTIFIER = "benchmarks.two_ways:TwoWays-v0"
 """What `--env` is given."""
@@ -88,12 +92,20 @@ class Data:
 
 def main(data: Data) -> None:
     """Write the demonstrations."""
-    rows = demonstrations(data.episodes, data.seed)
-    data.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(data.out, **rows)
+    if data.episodes < 1 or data.seed < 0:
+        raise Refused("--episodes must be at least 1, --seed 0 or more")
+    if data.out.suffix != ".npz":
+        raise Refused(f"--out {data.out}: it must be the name of an .npz file")
+    rows, content = demonstrations(data.episodes, data.seed), io.BytesIO()
+    np.savez(content, **rows)
+    try:
+        data.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out {data.out}: {data.out.parent} cannot be made ({error.strerror})") from error
+    write(data.out, content.getvalue())
     reached = int(rows["rewards"].sum())
     print(f"{data.out}: {len(rows['rewards'])} steps of {data.episodes} demonstrations, {reached} reach the goal")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Data, description=__doc__))
+    exiting("two_ways", lambda: main(tyro.cli(Data, description=__doc__)))

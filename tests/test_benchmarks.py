@@ -1,18 +1,41 @@
 """The benchmark scripts do what they say, at sizes of seconds."""
 
 import ast
+import contextlib
 import csv
+import dataclasses
 import itertools
 import json
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import types
+from collections import Counter
 from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 
 from algorithms import bc
-from benchmarks import lengths, official, report, results, scaling, throughput, two_ways
-from common import environments, tasks
+from benchmarks import (
+    alarm,
+    antmaze_data,
+    fuzz,
+    kill,
+    lengths,
+    official,
+    report,
+    results,
+    scaling,
+    throughput,
+    two_ways,
+)
+from benchmarks.page import costs
+from common import environments, recipes, tasks
 from common.errors import Refused
 
 
@@ -64,13 +87,51 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["bc", "iql", "redq_adaptive_bc"])
-def test_updates_are_timed_per_run(algorithm, small):
+def test_updates_are_timed_per_run(algorithm, small, monkeypatch):
+    """By a clock that goes six seconds forward whenever it is looked at: three updates of two runs have taken six."""
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
     timed = throughput.Ours(algorithm, 2)
-    assert timed.timing() > 0
+    assert timed.first_calls == 12
+    assert timed.timing() == 1
     assert timed.done == 9
     leaf = timed.learner.agent.policy if algorithm == "bc" else timed.learner.agent.critic
     assert np.asarray(leaf.opt_state.count).tolist() == [9, 9]
     assert timed.memory() > 2000 * 4 * 17  # the data's observations alone
+
+
+def test_ratios_are_our_rate_over_theirs(monkeypatch):
+    """A peer that takes 6 seconds per update, ours 3 for one run and 2 with five, and the products 1."""
+
+    def stub(*seconds):
+        remaining = iter(seconds)
+        return types.SimpleNamespace(
+            timing=lambda: next(remaining), first_calls=0.0, memory=lambda: None, counts=Counter, close=lambda: None
+        )
+
+    ours = {1: stub(3.0, 3.0, 30.0), 5: stub(2.0, 2.0, 20.0)}
+    monkeypatch.setattr(throughput, "Peer", lambda *_: stub(6.0, 6.0, 6.0))
+    monkeypatch.setattr(throughput, "Ours", lambda algorithm, runs, *_: ours[runs])
+    products = types.SimpleNamespace(flops=5e6, alone=lambda: 1.0, at_dense_rate=lambda: 0.6)
+    monkeypatch.setattr(throughput, "Products", lambda counts: products)
+    asked = throughput.Throughput(("bc",), runs=(1, 5), rounds=3, corl=Path("corl"))
+    theirs, one, five = throughput.measure(asked, "bc")
+    assert [(row["whose"], row["runs"]) for row in (theirs, one, five)] == [("corl", 1), ("ours", 1), ("ours", 5)]
+    assert [row["times_corl"] for row in (theirs, one, five)] == [1, 2, 3]
+    assert [row["updates_per_second"] for row in (theirs, one, five)] == [1 / 6, 1 / 3, 1 / 2]
+    assert [row["ms_per_update_max"] for row in (theirs, one, five)] == [6e3, 3e4, 2e4]
+    assert [row["of_products_alone"] for row in (theirs, one, five)] == [1 / 6, 1 / 3, 1 / 2]
+    np.testing.assert_allclose([row["of_dense_rate"] for row in (theirs, one, five)], [0.1, 0.2, 0.3])
+
+
+def test_a_peer_that_ends_while_it_is_timed_is_told(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho 1.5\n")
+    (tmp_path / "python").chmod(0o755)
+    peer = throughput.Peer("jax_corl", tmp_path, "iql", str(tmp_path / "python"))
+    assert peer.first_calls == 1.5
+    peer.process.wait()
+    with pytest.raises(Refused, match=r"--jax-corl .*: its iql does not run under"):
+        peer.timing()
 
 
 def flops(counts) -> float:
@@ -119,6 +180,8 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
     (tmp_path / "algorithms" / "offline" / "any_percent_bc.py").write_text("import torch_is_not_here\n")
     with pytest.raises(Refused, match=r"--corl .*: its bc does not run under"):
         throughput.main(throughput.Throughput(("bc",), rounds=1, corl=tmp_path))
+    with pytest.raises(Refused, match="--peer-python no-such-python: cannot be started"):
+        throughput.main(throughput.Throughput(("bc",), rounds=1, corl=tmp_path, peer_python="no-such-python"))
     with pytest.raises(Refused, match="--algorithms b: there are rlpd"):
         throughput.main(throughput.Throughput(("b",)))
     with pytest.raises(Refused, match="own widths"):
@@ -146,6 +209,73 @@ def test_a_result_says_how_it_was_made_without_the_machines_folders(tmp_path, mo
     assert (about["command"], about["more"]) == (expected, 3)
     assert {"commit", "versions", "device"} < about.keys()
     assert stem.with_suffix(".csv").read_text().splitlines() == ["a,b", '1,"x,y"', "2,"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("cloning --tasks antmaze-umaze antmase", "--tasks antmase: there are antmaze-umaze, "),
+        ("cloning --updates 1500", "--updates must be a multiple of 1000, not 1500"),
+        ("cloning --num-seeds 0", "--num-seeds and --eval-episodes must be at least 1"),
+        ("loading --task hoper-medium", "unknown task 'hoper-medium': did you mean hopper-medium"),
+        ("loading --frames 499", "--repeats must be at least 1, --frames at least 500"),
+        ("locomotion_data --tasks antmaze-umaze", "--tasks antmaze-umaze: there are hopper-random, "),
+        ("antmaze_data --tasks hopper-medium", "--tasks hopper-medium: there are antmaze-umaze, "),
+        ("antmaze_data --episodes -1", "--episodes must be 0 or more, not -1"),
+        ("locomotion_policies --minutes 0", "--minutes must be more than 0"),
+        ("ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
+        ("fuzz --trials 0", "--trials must be at least 1, not 0"),
+        ("kill --trials 0", "--trials must be at least 1, not 0"),
+        ("two_ways --episodes 0", "--episodes must be at least 1"),
+        ("two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
+        ("two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
+        ("throughput --rounds 0", "--algorithms, --rounds and --runs: at least one of each"),
+        ("throughput --name a/b", "'throughput_a/b' cannot name a result"),
+    ],
+)
+def test_a_mistyped_command_ends_with_one_line(tmp_path, monkeypatch, capsys, command, told):
+    (tmp_path / "FILE").write_text("")
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = command.split()
+    monkeypatch.setattr("sys.argv", [program, *arguments])
+    # What would be too late in this process, or stay.
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(gymnasium, "register", lambda *_, **__: None)
+    monkeypatch.delitem(sys.modules, f"benchmarks.{program}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"{program}: ")
+    assert told in said
+
+
+def test_lengths_take_no_flag(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["lengths", "--task", "rlpd"])
+    monkeypatch.delitem(sys.modules, "benchmarks.lengths")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.lengths", run_name="__main__", alter_sys=True)
+    assert (ended.value.code, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_a_suite_that_fails_under_the_alarm_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(alarm.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(Refused, match=r"the smoke suite with the code in .* has ended with status 1, see above"):
+        alarm.main(alarm.Alarm(tmp_path))
+
+
+def test_files_are_whole_or_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    written = {"two-ways.npz": lambda: two_ways.main(two_ways.Data(tmp_path / "two-ways.npz", 2))}
+    written["antmaze_coverage.png"] = lambda: antmaze_data.draw({"antmaze-umaze": np.zeros((3, 2))})
+    for name, write in written.items():
+        write()
+        with replaced(tmp_path / name):
+            write()
+    assert {path.name for path in tmp_path.iterdir()} == set(written)
+    with np.load(tmp_path / "two-ways.npz") as file:
+        assert file["terminals"].sum() == 2
 
 
 def test_every_line_of_a_file_is_counted_once():
@@ -190,7 +320,7 @@ def small_checkout(folder: Path) -> Path:
 
 def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    monkeypatch.setattr(official, "train_ours", lambda options, name, source, out: None)
+    monkeypatch.setattr(official, "train_ours", lambda side: None)
     played = []
     act = official.Peer.act
     monkeypatch.setattr(official.Peer, "act", lambda self, *x: (played.append(act(self, *x)), played[-1])[1])
@@ -205,9 +335,93 @@ def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypa
     assert steps.tolist() == [2, 4]
     assert (scores.shape, switch) == ((2, 2), 0)
     assert sorted({round(float(x), 1) for actions in played for x in actions.flat}) == [0.2, 0.4]
+    # Two seeds of four updates each, one after the other.
+    head, line = costs([run])
+    assert line[head.index("steps/s of all runs")] == f"{2 * 4 / run.summary['learning_seconds']:.4g}"
+    assert run.summary["whole_seconds"] > run.summary["learning_seconds"]
+    assert run.config["command"].endswith(
+        "--size 500 --updates 4 --eval-every 2 --eval-episodes 2 --num-seeds 2 --iql ..."
+    )
+
+    # A later call adds to what reports know, trains nothing anew, and keeps no run that it did not ask for.
+    suite = tmp_path / "runs" / "suite.json"
+    mine = json.loads(suite.read_text())["jobs"]
+    other = {"task": "hopper-medium", "variant": "of an earlier call", "folder": "hopper-medium/iql-iql"}
+    suite.write_text(json.dumps({"jobs": [other]}))
     finished = (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns
     official.main(options)
     assert (tmp_path / "runs" / "pointmaze-umaze" / "iql-iql" / "summary.json").stat().st_mtime_ns == finished
+    assert json.loads(suite.read_text())["jobs"] == [other, *mine]
+    for changed in ({"updates": 6}, {"num_seeds": 3}, {"eval_episodes": 1}, {"size": 600}):
+        with pytest.raises(Refused, match="iql-iql holds another run than is asked for now: move it away"):
+            official.main(dataclasses.replace(options, **changed))
+
+
+def test_our_side_is_begun_or_resumed(tmp_path, monkeypatch):
+    started, status = [], 0
+
+    def train(command, **_):
+        started.append(command[2:])
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(official.subprocess, "run", train)
+    options = official.Official(task="pointmaze-umaze", size=500, iql=tmp_path, runs=tmp_path / "runs")
+    side = official.Side("iql", True, options)
+    official.train_ours(side)
+    asked = started.pop()
+    assert asked == [*side.arguments(), "--out", str(side.out)]
+    assert ["--dataset", f"minari:{recipes.dataset_id('pointmaze-umaze', 500)}"] == asked[2:4]
+    # The folder is left out of what is compared, wherever it stands.
+    side.out.mkdir(parents=True)
+    (side.out / "config.json").write_text(json.dumps({"arguments": ["--out", "elsewhere", *side.arguments()]}))
+    assert not side.finished()
+    official.train_ours(side)
+    assert started.pop() == ["--resume", str(side.out)]
+    (side.out / "summary.json").write_text("{}")
+    assert side.finished()
+    with pytest.raises(Refused, match="holds another run"):
+        official.Side("iql", True, dataclasses.replace(options, updates=1000)).finished()
+    status = 1
+    with pytest.raises(Refused, match="training has ended with status 1"):
+        official.train_ours(side)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"updates": 5000, "eval_every": 3000}, "--updates 5000 must be a multiple of --eval-every 3000"),
+        ({"updates": 1000}, "--updates 1000 must be a multiple of --eval-every 5000"),
+        ({"eval_every": 0}, "--eval-every must be at least 1, not 0"),
+        ({"num_seeds": 0}, "--num-seeds must be at least 1"),
+        ({"iql": None}, "no peer to train: give a checkout with --corl or --iql"),
+        ({"corl": Path("nowhere")}, "--corl nowhere: there is no such folder"),
+        ({"peer_python": "no-such-python"}, "--peer-python no-such-python"),
+        ({"task": "Hopper-v5"}, "--task Hopper-v5: the recipes are"),
+    ],
+)
+def test_what_a_peer_cannot_be_asked_is_refused(tmp_path, changed, told):
+    with pytest.raises(Refused, match=told):
+        official.main(dataclasses.replace(official.Official(iql=tmp_path, runs=tmp_path / "runs"), **changed))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_peer_that_does_not_run_is_told_in_one_line(tmp_path):
+    np.savez(tmp_path / "data.npz", observations=np.zeros((2, 3)))
+    settings = {"data": str(tmp_path / "data.npz"), "seed": 0, "updates": 1}
+    with (
+        official.Peer(sys.executable, "no such peer", tmp_path, settings) as peer,
+        pytest.raises(Refused, match="the peer's process has ended with status 1"),
+    ):
+        peer.train(1)
+
+
+@contextlib.contextmanager
+def replaced(path: Path):
+    """What is done inside puts another file in the place of the one there was, which is whole at every moment."""
+    with path.open():
+        before = path.stat().st_ino
+        yield
+        assert path.stat().st_ino != before
 
 
 def test_jobs_go_to_whichever_machine_is_free():
@@ -216,8 +430,16 @@ def test_jobs_go_to_whichever_machine_is_free():
     assert scaling.makespan([3, 1, 2, 2], 100) == 3
 
 
+def test_no_more_machines_are_of_use_than_end_with_the_longest_job():
+    assert scaling.enough([3, 1, 2, 2]) == 3  # 3, 2 and 2 + 1
+    assert scaling.enough([3, 2, 2, 2]) == 4  # 9 / 3 machines would, but no two of the jobs fit below the longest
+    assert scaling.enough([4, 3, 3, 1, 1]) == 3
+    assert scaling.enough([2, 2]) == 2
+    assert scaling.enough([5]) == 1
+    assert scaling.enough([0.3, 0.1, 0.2]) == 2  # 0.1 + 0.2 > 0.3 only by rounding
+
+
 def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scaling, "FOLDER", tmp_path)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(scaling, "environment_rate", lambda: 500.0)
     columns = "algorithm,whose,runs,updates_per_second,first_two_calls_seconds\n"
@@ -226,8 +448,9 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     (tmp_path / "throughput_small.json").write_text('{"device": {"kind": "cpu", "cores": 2}}')
     with pytest.raises(Refused, match="--throughput gpu: there are small"):
         scaling.main(scaling.Scaling("gpu"))
-    with pytest.raises(Refused, match="must be at least 1"):
-        scaling.main(scaling.Scaling("small", machines=(0,)))
+    for machines in ((0,), ()):
+        with pytest.raises(Refused, match="must be at least 1"):
+            scaling.main(scaling.Scaling("small", machines=machines))
     (tmp_path / "throughput_old.csv").write_text("algorithm,runs\nbc,1")
     with pytest.raises(Refused, match=r"throughput_old\.csv has other columns: measure anew"):
         scaling.main(scaling.Scaling("old"))
@@ -241,4 +464,109 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     assert (one["together_jobs"], one["alone_jobs"], one["together_busy"]) == (6, 60, 1)
     np.testing.assert_allclose(many["together_hours"], rlpd / 3600)
     np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 450) / 3600)
-    assert "with 10 seeds" in (tmp_path / "scaling_small.md").read_text()
+    # Three of RLPD's jobs, and cloning's by twos; with one seed in each, thirty of RLPD's, and cloning's by fours.
+    assert rlpd / 3 < cloning < rlpd / 2
+    said = " ".join((tmp_path / "scaling_small.md").read_text().split())
+    assert "with 10 seeds" in said
+    assert "with all seeds in one job, 5 machines end with it, after 4.0 hours, and more are of no use" in said
+    assert "hours, 38 do, after 1.5 hours" in said
+    about = json.loads((tmp_path / "scaling_small.json").read_text())
+    assert about["machines_of_use"] == {"together": 5, "alone": 38}
+    with replaced(tmp_path / "scaling_small.md"):
+        scaling.main(scaling.Scaling("small"))
+
+
+RUN = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+before = pathlib.Path(__file__).with_name("begun")
+before.open("a").write("x")
+if "--broken" in sys.argv:
+    sys.exit(3)
+out.mkdir()
+(out / "config.json").write_text("{}")
+if len(before.read_text()) == 2:
+    time.sleep(600)
+(out / "summary.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run that ends at once where the first one to be begun, and takes long where the second."""
+    (tmp_path / "run.py").write_text(RUN)
+    monkeypatch.setattr(kill, "RLPD", tmp_path / "run.py")
+    return tmp_path / "begun"
+
+
+class Moments(random.Random):
+    """First a moment that is never reached, then at once."""
+
+    def __init__(self, *moments: float):
+        super().__init__()
+        self.moments = list(moments)
+
+    def random(self) -> float:
+        return self.moments.pop(0)
+
+
+def test_a_run_that_has_ended_before_its_kill_is_begun_anew(tmp_path, run):
+    share = kill.killed([], tmp_path / "out", 100.0, Moments(0.9, 0.001))
+    assert share == 0.001
+    assert run.read_text() == "xx"
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_run_that_fails_is_not_waited_for(tmp_path, run, capfd):
+    with pytest.raises(SystemExit, match="ended with status 3"):
+        kill.killed(["--broken"], tmp_path / "out", 100.0, Moments(0.9))
+    with pytest.raises(Refused, match=r"--arguments: run.py --broken ends with status 3"):
+        kill.main(kill.Kill(arguments="--broken"))
+    with pytest.raises(Refused, match="--trials must be at least 1"):
+        kill.main(kill.Kill(trials=0))
+
+
+def test_a_sweep_that_has_finished_is_not_killed(tmp_path, monkeypatch, capsys):
+    """Two sweeps of one job: the first has written it when the kill comes, the second has not."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    started = []
+
+    class Process:
+        def __init__(self, command, cwd, env, stdout):
+            self.out = Path(command[-1]) / "suite" / "job"
+            self.killed = False
+            started.append(Path(command[-1]).name)
+
+        def wait(self, seconds=None):
+            if self.killed:
+                return -signal.SIGKILL
+            if started[-1] != "killed1" or seconds is None:
+                self.out.mkdir(parents=True, exist_ok=True)
+                (self.out / "summary.json").write_text("{}")
+            if seconds is not None:
+                raise subprocess.TimeoutExpired("sweep", seconds)
+            return 0
+
+        def kill(self):
+            self.killed = True
+
+    fake = types.SimpleNamespace(Popen=Process, TimeoutExpired=subprocess.TimeoutExpired, DEVNULL=None)
+    monkeypatch.setattr(kill, "subprocess", fake)
+    assert kill.main(kill.Kill("sweep", trials=1)) == 0
+    assert started == ["first", "sound", "killed0", "killed1", "killed1"]
+    with (tmp_path / "kill_sweep.csv").open() as file:
+        assert [(row["sweep"], row["jobs_finished"]) for row in csv.DictReader(file)] == [("1", "0")]
+
+
+@pytest.mark.parametrize(("answer", "status"), [(("read", "f"), 0), (("refused", "no"), 1)])
+def test_a_reader_that_refuses_sound_files_is_told(tmp_path, monkeypatch, capsys, answer, status):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "")
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    monkeypatch.setattr(fuzz, "KINDS", {"npz": fuzz.KINDS["npz"]})
+    reader = types.SimpleNamespace(ask=lambda source, folder: answer, process=types.SimpleNamespace(kill=lambda: None))
+    monkeypatch.setattr(fuzz, "Reader", lambda: reader)
+    assert fuzz.main(fuzz.Fuzz(trials=3)) == status
+    assert ("npz, undamaged: refused no" in capsys.readouterr().out) == bool(status)
+    with pytest.raises(Refused, match="--trials must be at least 1"):
+        fuzz.main(fuzz.Fuzz(trials=0))

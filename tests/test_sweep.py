@@ -3,13 +3,20 @@
 import csv
 import json
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tyro
 
-from benchmarks import published, report, results, sweep
+from benchmarks import figures, published, report, results, sweep, two_ways
 from benchmarks.page import costs
 from common import datasets, recipes, tasks
 from common.errors import Refused
@@ -25,6 +32,17 @@ tasks = ["pointmaze-umaze"]
 [parts.variants]
 "TD3+BC" = "td3_bc --actor-hidden 8"
 "cloning" = "bc --policy gaussian"
+"""
+
+LONG = """
+size = 500
+flags = "--hidden 8 --batch-size 16 --log-every 500 --eval-every 500 --checkpoint-every 500 --eval-episodes 1"
+
+[[parts]]
+tasks = ["pointmaze-umaze"]
+[parts.variants]
+"long" = "bc --offline-steps 20000"
+"short" = "bc --offline-steps 500"
 """
 
 
@@ -65,33 +83,109 @@ def test_a_sweep_does_what_is_missing(tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
 
 
+def head_of(script: str) -> list[str]:
+    """The options of a Slurm script; a shell reads double quotes as Slurm does."""
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return [option for line in lines for option in shlex.split(line, comments=True)]
+
+
 def test_a_slurm_script_runs_each_open_job_once(tmp_path, monkeypatch, capsys):
     """The script is run as Slurm would, once for each number of its array."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    suite = written(tmp_path, SUITE)
-    monkeypatch.chdir(tmp_path)
-    asked = sweep.Sweep("tiny.toml", runs=Path("runs"), launcher="slurm", sbatch=("--gpus=1", "--time=1:00:00"))
-    assert sweep.main(asked) == 0
+    here, runs = tmp_path / "50% of it", tmp_path / "50% of it" / 'my "runs"'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    # With a file and a module that are found from here alone.
+    np.savez("own.npz", **two_ways.demonstrations(2, seed=0))
+    Path("own_module.py").write_text("import benchmarks.two_ways")
+    own = '[[parts]]\ntasks = ["own_module:TwoWays-v0"]\n[parts.variants]\n"cloning" = "bc --dataset npz:own.npz '
+    suite = written(here, SUITE.replace('"cloning" = "bc ', own))
+    line = [
+        "tiny.toml", "--runs", 'my "runs"', "--num-seeds", "2", "--seed", "5", "--launcher", "slurm",
+        "--sbatch=--gpus=1", '--sbatch=--time=1:00:00 --comment="two words"',
+    ]  # fmt: skip
+    assert sweep.main(tyro.cli(sweep.Sweep, args=line)) == 0
     text = capsys.readouterr().out
     assert (tmp_path / "data" / recipes.dataset_id("pointmaze-umaze", 500)).is_dir()
-    head = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"--array=0,1", "--requeue", "--gpus=1", "--time=1:00:00"} < set(head)
+    assert head_of(text) == [
+        "--job-name=tiny", "--array=0,1", f"--output={runs}/tiny/slurm-%a.log".replace("50%", "50%%"),
+        "--open-mode=append", "--requeue", "--signal=B:TERM@120", "--gpus=1", "--time=1:00:00", "--comment=two words",
+    ]  # fmt: skip
+    # The signal goes to the batch shell alone, in whose place the sweep must be.
+    assert text.splitlines()[-1].startswith("exec ")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "suite.sh").write_text(text)
-    command, folder = ["bash", "suite.sh"], tmp_path / "runs" / "tiny" / "pointmaze-umaze"
+    command, folder = ["bash", "suite.sh"], runs / "tiny" / "own_module:TwoWays-v0"
     environment = os.environ | {"SLURM_ARRAY_TASK_ID": "1"}
     subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, check=True, capture_output=True)
+    run = json.loads((folder / "cloning" / "config.json").read_text())["run"]
+    assert (run["num_seeds"], run["seed"]) == (2, 5)
     assert (folder / "cloning" / "summary.json").exists()
-    assert not (folder / "TD3+BC").exists()
+    assert not (runs / "tiny" / "pointmaze-umaze").exists()
     # What has finished is not in the next script.
-    assert sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", launcher="slurm")) == 0
-    assert "--array=0\n" in capsys.readouterr().out
+    again = sweep.Sweep(suite, runs=runs, num_seeds=2, seed=5, launcher="slurm")
+    assert sweep.main(again) == 0
+    assert "--array=0" in head_of(capsys.readouterr().out)
     subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment | {"SLURM_ARRAY_TASK_ID": "0"}, check=True)
     capsys.readouterr()
-    assert sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", launcher="slurm")) == 0
+    assert sweep.main(again) == 0
     assert capsys.readouterr().out == ""
     with pytest.raises(Refused, match="--only 2: tiny has the jobs 0 to 1"):
-        sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs", only=2))
+        sweep.main(sweep.Sweep(suite, runs=runs, only=2))
+
+
+def running(words: str) -> list[str]:
+    """The command lines, with these words in them, of algorithms that are being trained."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in lines if words in line and "/algorithms/" in line]
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+    """Until it has happened, while the process lives."""
+    until = time.monotonic() + 240
+    while not happened():
+        assert time.monotonic() < until
+        assert process is None or process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="without util-linux jobs outlive a sweep that is killed")
+def test_a_sweep_that_is_stopped_or_killed_leaves_no_job_behind_and_goes_on(tmp_path):
+    suite, folder = written(tmp_path, LONG), tmp_path / "runs" / "tiny" / "pointmaze-umaze"
+    command = [sys.executable, "-m", "benchmarks.sweep", suite, "--runs", str(tmp_path / "runs"), "--jobs", "1"]
+    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "data")}
+
+    def newest() -> int:
+        names = [path.name for path in (folder / "long" / "checkpoints").glob("*")]
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def ended_by(number: signal.Signals) -> int:
+        """The status of the sweep, which gets the signal when its job has written another checkpoint."""
+        before, process = newest(), subprocess.Popen(command, cwd=sweep.ROOT, env=environment)
+        try:
+            wait_for(lambda: newest() > before, process)
+            process.send_signal(number)
+            return process.wait(timeout=60)
+        finally:
+            process.kill()
+
+    assert ended_by(signal.SIGTERM) == 1
+    assert not running(str(folder))
+    assert "interrupted after step" in (folder / "long.log").read_text()
+    assert not (folder / "short").exists()
+    assert ended_by(signal.SIGKILL) == -signal.SIGKILL
+    wait_for(lambda: not running(str(folder)))
+    assert not (folder / "long" / "summary.json").exists()
+
+    subprocess.run(command, cwd=sweep.ROOT, env=environment, check=True)
+    assert (folder / "short" / "summary.json").exists()
+    with (folder / "long" / "eval.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(500, 20001, 500))
 
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
@@ -118,20 +212,66 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     assert "cloning: ended with status 2" in capsys.readouterr().out.replace("\n", " ")
 
 
+LISTED = '[[parts]]\ntasks = ["x"]\nvariants = '
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seeds = 3", "parts missing"),
-        ("colour = 1" + SUITE, "unknown colour"),
-        (SUITE.replace('"bc ', '"td4 '), "algorithms/td4.py"),
-        (SUITE.replace("pointmaze-umaze", "pointmase"), "pointmase"),
-        (SUITE.replace('"cloning"', '"TD3+BC "'), "share the folder"),
-        ("[[parts", "tiny.toml"),
+        ("num_seeds = 3", "tiny.toml: parts missing"),
+        ("colour = 1" + SUITE, "tiny.toml: unknown colour; there are flags, num_seeds, parts, size"),
+        (SUITE.replace('"bc ', '"td4 '), "tiny.toml, part 1: variant 'cloning': there is no algorithms/td4.py; first"),
+        (SUITE.replace("pointmaze-umaze", "pointmase"), "tiny.toml, part 1: unknown task 'pointmase': "),
+        (SUITE.replace('"cloning"', '"TD3+BC "'), "tiny.toml: two variants of pointmaze-umaze would share the folder"),
+        ("[[parts", "tiny.toml: Expected"),
+        (SUITE.replace("[[parts]]", "[parts]"), "tiny.toml: parts must be tables, at least one, each headed [[parts]]"),
+        ("parts = []", "tiny.toml: parts must be tables, at least one, each headed [[parts]]"),
+        (
+            SUITE.replace('"bc --policy gaussian"', '""'),
+            "part 1: variant 'cloning': names no algorithm; first comes one",
+        ),
+        (SUITE.replace("bc --policy", "bc '--policy"), "part 1: variant 'cloning': no closing quotation in"),
+        (SUITE.replace("8 8", "'8 8"), "tiny.toml: flags: no closing quotation in"),
+        ("flags = ['--hidden 8']" + SUITE.replace("\nflags", "\n#"), "tiny.toml: flags must be one string, such as"),
+        (LISTED + '["bc"]', "tiny.toml, part 1: variants must be a table headed [parts.variants]"),
+        (LISTED + "{}", "part 1: variants must be a table"),
+        (LISTED + "{a = 3}", "part 1: variants must be a table"),
+        (LISTED + '{"" = "bc"}', "part 1: variants must be a table"),
+        (SUITE.replace('["pointmaze-umaze"]', '"pointmaze-umaze"'), "part 1: tasks must be a list of names"),
+        (SUITE.replace('["pointmaze-umaze"]', "[]"), "part 1: tasks must be a list of names, at least one"),
+        (SUITE.replace("500", '"100k"', 1), "tiny.toml: size must be a whole number of transitions, such as 100_000"),
+        (SUITE.replace("500", "0", 1), "tiny.toml: size must be"),
+        ("num_seeds = true" + SUITE, "tiny.toml: num_seeds must be a whole number of at least 1"),
+        ("num_seeds = 0" + SUITE, "tiny.toml: num_seeds must be"),
     ],
 )
 def test_a_suite_that_makes_no_sense_is_refused(tmp_path, text, told):
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused) as refusal:
         sweep.Suite.read(written(tmp_path, text))
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_suite_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "tiny.toml").write_bytes(b"# caf\xe9")
+    with pytest.raises(Refused, match=r"tiny\.toml: 'utf-8' codec"):
+        sweep.Suite.read(str(tmp_path / "tiny.toml"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--jobs 0", "--jobs must be at least 1, not 0"),
+        ("--num-seeds 0", "--num-seeds must be at least 1, not 0"),
+        ("--num-seeds -1", "--num-seeds must be at least 1, not -1"),
+        ("--launcher ray --job-gpus 1.5", "--job-gpus must be a share of one GPU or a whole number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path, flags, told):
+    line = [written(tmp_path, SUITE), "--runs", str(tmp_path / "runs"), *flags.split()]
+    with pytest.raises(Refused, match=told):
+        sweep.main(tyro.cli(sweep.Sweep, args=line))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -139,6 +279,12 @@ def test_a_suite_that_makes_no_sense_is_refused(tmp_path, text, told):
     [
         ("--policy gaussian", "--polcy gaussian", "--polcy"),
         ("td3_bc --actor", "td3_bc --td-share 0.5 --actor", "--mixed"),
+        ("--policy gaussian", "--dataset npz:none.npz", "--dataset npz:none.npz: there is no such file"),
+        ("--policy gaussian", "--dataset ogbench:none.npz", "--dataset ogbench:none.npz: there is no such file"),
+        ("--policy gaussian", "--dataset d5rl:none", "--dataset d5rl:none: the sources are minari:, d4rl:"),
+        ("--policy gaussian", "--dataset recipe:none", "--dataset recipe:none: the recipes are pointmaze-umaze"),
+        ("--policy gaussian", "--env=pointmaze-large", "--env=pointmaze-large is for the sweep to say"),
+        ("--policy gaussian", "--out here", "--out is for the sweep to say"),
     ],
 )
 def test_a_command_line_that_would_be_refused_is_refused_before_the_first_job(tmp_path, old, new, told):
@@ -150,26 +296,65 @@ def test_a_command_line_that_would_be_refused_is_refused_before_the_first_job(tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("Hopper-v5", "variant 'TD3+BC' on Hopper-v5: the task has no prior data of its own; name some with --dataset"),
+        ("CartPole-v1", "variant 'TD3+BC' on CartPole-v1: CartPole-v1 has actions"),
+    ],
+)
+def test_a_task_that_could_not_be_learnt_is_refused_before_the_first_job(tmp_path, task, told):
+    suite = written(tmp_path, SUITE.replace("pointmaze-umaze", task))
+    with pytest.raises(Refused) as refusal:
+        sweep.main(sweep.Sweep(suite, runs=tmp_path / "runs"))
+    assert told in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_has_finished_needs_no_data_any_more(tmp_path, capsys):
+    text = SUITE.replace("--policy gaussian", f"--dataset npz:{tmp_path}/own.npz").replace('"TD3+BC" =', "#")
+    suite = written(tmp_path, text)
+    asked = sweep.Sweep(suite, runs=tmp_path / "runs")
+    with pytest.raises(Refused, match="no such file"):
+        sweep.main(asked)
+    (job,) = sweep.Suite.read(suite).jobs
+    out = tmp_path / "runs" / "tiny" / job.folder
+    out.mkdir(parents=True)
+    (out / "config.json").write_text(json.dumps({"algorithm": "bc", "arguments": job.arguments()}))
+    (out / "summary.json").write_text("{}")
+    assert sweep.main(asked) == 0
+    assert "1 jobs, 0 to do" in capsys.readouterr().out
+
+
 def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "answers", lambda host: False)
-    text = SUITE.replace("size = 500", "").replace('["pointmaze-umaze"]', '["pointmaze-umaze", "Hopper-v5"]')
-    jobs = sweep.Suite.read(written(tmp_path, text)).jobs
-    assert [job.recipe() for job in jobs] == [("pointmaze-umaze", None)] * 2 + [None] * 2
-    text = SUITE.replace('"bc --policy gaussian"', '"redq_adaptive_bc --preset redq-scratch"')
-    text = text.replace("--offline-steps 20 ", "")
-    assert [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs] == [("pointmaze-umaze", 500), None]
-    text = SUITE.replace("size = 500", "").replace("bc --policy", "bc --dataset d4rl:own.hdf5 --policy")
-    assert [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs] == [("pointmaze-umaze", None), None]
+
+    def needed(text: str) -> list[tuple[str, int | None] | None]:
+        return [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs]
+
+    own = SUITE.replace("size = 500", "")
+    assert needed(SUITE) == [("pointmaze-umaze", 500)] * 2
+    assert needed(own) == [("pointmaze-umaze", None)] * 2
+    scratch = SUITE.replace('"bc --policy gaussian"', '"redq_adaptive_bc --preset redq-scratch"')
+    assert needed(scratch.replace("--offline-steps 20 ", "")) == [("pointmaze-umaze", 500), None]
+    for text, size in ((SUITE, 500), (own, None)):
+        for source, recipe in (("d4rl:own.hdf5", None), ("recipe:pointmaze-medium", ("pointmaze-medium", None))):
+            chosen = text.replace("bc --policy", f"bc --dataset {source} --policy")
+            assert needed(chosen) == [("pointmaze-umaze", size), recipe]
 
 
 def test_seeds_may_begin_elsewhere(tmp_path):
     suite = written(tmp_path, SUITE)
     assert "--seed" not in sweep.Suite.read(suite).jobs[0].arguments()
     for job in sweep.Suite.read(suite, seed=7).jobs:
-        assert job.check().run.seed == 7
+        assert job.request.run.seed == 7
 
 
-def test_shipped_suites_can_be_run():
+def test_shipped_suites_can_be_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=r"--dataset npz:runs/two-ways\.npz: there is no such file"):
+        sweep.main(sweep.Sweep("two-ways"))
+    two_ways.main(two_ways.Data(episodes=2))  # as the suite's first line says
     for path in sweep.SUITES.glob("*.toml"):
         for job in sweep.Suite.read(path.stem).jobs:
             job.check()
@@ -202,16 +387,30 @@ def fake(folder: Path, task: str, scores: list[float], online: bool = False, div
     (folder / "summary.json").write_text(json.dumps(summary))
     with (folder / "eval.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "seed", "step", "phase", "episodes", "score", "return_mean"])
+        writer.writerow(["run", "seed", "step", "phase", "episodes", "score", "return_mean", "success"])
         for phase in ("offline", "online") if online else ("offline",):
             for step in (10, 20):
                 for run, score in enumerate(scores):
-                    writer.writerow([run, run, step, phase, 10, score * step / 20, 0])
+                    writer.writerow([run, run, step, phase, 10, score * step / 20, score * step / 2, ""])
+
+
+def unscored(folder: Path) -> None:
+    """As if the run's task had no score."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for final in summary["final"]:
+        final["score"] = None
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def learnt_from(folder: Path, data: dict | None) -> None:
+    """As if the run had learnt from these data, or from none."""
+    config = json.loads((folder / "config.json").read_text())
+    config["dataset"] = data and (config["dataset"] | data)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(report, "FOLDER", tmp_path / "results")
     fake(tmp_path / "hopper-medium" / "a", "hopper-medium", [10, 20, 90], diverged={"0": 5})
     fake(tmp_path / "hopper-medium" / "b", "hopper-medium", [40, 40, 40], online=True)
     fake(tmp_path / "walker2d-medium" / "a", "walker2d-medium", [0, 10, 50])
@@ -251,6 +450,133 @@ def test_a_report_counts_every_seed(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results" / "test.png").stat().st_size > 5000
 
 
+def rows_of_table(folder: Path) -> list[dict[str, str]]:
+    """The lines of the table of the runs in a folder, by the names of its columns."""
+    head, *lines = report.table(report.find([folder]))
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def test_tasks_of_unequally_many_seeds_count_alike(tmp_path):
+    fake(tmp_path / "hopper-medium" / "a", "hopper-medium", [90, 90, 90])
+    fake(tmp_path / "walker2d-medium" / "a", "walker2d-medium", [0])
+    fake(tmp_path / "hopper-medium" / "b", "hopper-medium", [80, 80, 80], online=True)
+    fake(tmp_path / "walker2d-medium" / "b", "walker2d-medium", [-20, -20], online=True)
+    summary = tmp_path / "walker2d-medium" / "b" / "summary.json"
+    summary.write_text(summary.read_text().replace('"drop": 10.0', '"drop": 40.0'))
+    a, b = rows_of_table(tmp_path)
+    assert "IQM of all" not in a
+    assert (a["mean of all"], b["mean of all"]) == ("45.0", "30.0 [30.0, 30.0]")
+    assert (b["drop"], b["online mean"]) == ("25.0", "60.0")
+    # In a curve the second half holds half the final score and all of it, online.
+    assert (b["unrest"], a["unrest"]) == ("12", "0")
+    # The picture of all tasks: mean and gap, and not what has no meaning.
+    figure = figures.aggregates({"b": [run.finals() for run in report.find([tmp_path]) if run.variant == "b"]}, ["b"])
+    assert [axes.get_title() for axes in figure.axes] == ["mean, %", "optimality gap, %"]
+    mean, gap = (axes.lines[1].get_xdata()[0] for axes in figure.axes)
+    assert (mean, gap) == (30, (20 + 120) / 2)
+
+
+def test_returns_are_not_averaged_over_tasks(tmp_path):
+    fake(tmp_path / "hopper-medium" / "a", "hopper-medium", [90, 80], online=True)
+    fake(tmp_path / "own" / "a", "own:Own-v0", [90, 80], online=True)
+    fake(tmp_path / "own" / "b", "own:Own-v0", [90, 80], online=True)
+    for variant in "ab":
+        unscored(tmp_path / "own" / variant)
+    a, b = rows_of_table(tmp_path)
+    assert not {"mean of all", "IQM of all"} & a.keys()
+    assert (a["own:Own-v0"][:5], a["steps to 90 %"]) == ("850.0", "20")
+    assert (a["unrest"], a["drop"], a["online mean"]) == ("", "", "")
+    assert (b["unrest"], b["drop"], b["online mean"]) == ("2.1e+02", "10.0", "60.0")
+
+
+def test_a_variant_in_two_folders_is_refused(tmp_path):
+    for sweep_of in ("one", "two"):
+        fake(tmp_path / sweep_of / "hopper-medium" / "BC", "hopper-medium", [10])
+        fake(tmp_path / sweep_of / "walker2d-medium" / sweep_of, "walker2d-medium", [10])
+    with pytest.raises(Refused, match=r"one/hopper-medium/BC and .*two/hopper-medium/BC both hold BC on hopper-medium"):
+        report.find([tmp_path])
+    # Folders that overlap hold no run twice.
+    assert (
+        len(report.find([tmp_path / "one", tmp_path / "one" / "walker2d-medium", tmp_path / "one" / ".." / "one"])) == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("a/eval.csv", None, r"a/eval\.csv: holds no evaluations"),
+        ("a/eval.csv", "run,seed,st", r"a/eval\.csv: holds no evaluations"),
+        ("a/config.json", None, r"a/config\.json: cannot be read"),
+        ("a/config.json", '{"algorithm": ', r"a/config\.json: cannot be read"),
+        ("a/config.json", '{"algorithm": "bc", "dataset": null}', r"a/config\.json: run, commit missing"),
+        ("a/summary.json", "", r"a/summary\.json: cannot be read"),
+        ("suite.json", '{"jobs": [', r"suite\.json: cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path, file, text, told):
+    for name in "ab":
+        fake(tmp_path / name, "hopper-medium", [10])
+    if text is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(Refused, match=told):
+        report.find([tmp_path])
+
+
+def test_a_name_may_have_dots(tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    monkeypatch.setattr(results, "FOLDER", folder)
+    fake(tmp_path / "runs" / "a", "hopper-medium", [10])
+    for name in ("jax0.10", "jax0.10.2"):
+        report.main(report.Report((tmp_path / "runs",), name))
+    endings = (".csv", ".json", ".md", ".png", "_evaluations.csv")
+    expected = sorted(name + ending for name in ("jax0.10", "jax0.10.2") for ending in endings)
+    assert sorted(path.name for path in folder.iterdir()) == expected
+    with pytest.raises(Refused, match=r"'\.\./other' cannot name a result"):
+        report.main(report.Report((tmp_path / "runs",), "../other"))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    fake(tmp_path / "runs" / "a", "hopper-medium", [10])
+    asked = report.Report((tmp_path / "runs",), "test")
+    report.main(asked)
+    for path in (tmp_path / "runs" / "report.html", *(tmp_path / "results").glob("test.[mp]*")):
+        before, in_its_way = path.read_bytes(), path.with_name(f".{path.name}.partial")
+        in_its_way.mkdir()
+        with pytest.raises(Refused, match=f"{path.name}: cannot be written"):
+            report.main(asked)
+        assert path.read_bytes() == before
+        in_its_way.rmdir()
+
+
+def test_data_are_said_once_where_they_are_the_same(tmp_path):
+    for name in "abc":
+        fake(tmp_path / name, "hopper-medium", [10])
+    learnt_from(tmp_path / "c", None)
+    card = {"source": "recipe", "fingerprint": "f", "transitions": 5}
+    assert report.datasets_of(report.find([tmp_path])) == {"hopper-medium": card}
+    learnt_from(tmp_path / "b", {"fingerprint": "g"})
+    assert report.datasets_of(report.find([tmp_path])) == {
+        "hopper-medium, a": card, "hopper-medium, b": card | {"fingerprint": "g"},
+    }  # fmt: skip
+
+
+def test_the_cost_is_that_of_all_phases(tmp_path):
+    fake(tmp_path / "a", "hopper-medium", [10, 20])
+
+    def cells(**counted: float) -> list[str]:
+        path = tmp_path / "a" / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | counted))
+        head, line = costs(report.find([tmp_path]))
+        return [line[head.index(name)] for name in ("time", "of it evaluation", "steps/s of all runs")]
+
+    assert cells() == ["", "", "2"]
+    assert cells(learning_seconds=30.0, evaluation_seconds=12.0, compile_seconds=5.0) == ["47 s", "12 s", "2"]
+    assert cells(whole_seconds=90.0) == ["1.5 min", "12 s", "2"]
+
+
 def test_the_page_stands_alone_and_compares_variants(tmp_path):
     for task, better in (("hopper-medium", [20, 30]), ("walker2d-medium", [30, 40])):
         fake(tmp_path / task / "a<b>", task, [10, 20])
@@ -267,24 +593,20 @@ def test_the_page_stands_alone_and_compares_variants(tmp_path):
     assert "<code>python algorithms/td3_bc.py --env hopper-medium</code>" in text
     # A task without a score is not averaged with the others.
     fake(tmp_path / "own" / "c", "two_ways:TwoWays-v0", [1, 2])
-    summary = tmp_path / "own" / "c" / "summary.json"
-    summary.write_text(summary.read_text().replace('"score": 1,', '"score": null,'))
+    unscored(tmp_path / "own" / "c")
     report.main(report.Report((tmp_path,)))
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 1
 
 
 def test_scores_on_the_very_data_have_a_place_among_published_ones(tmp_path):
-    def learnt_from(folder: str, source: str, rows: int) -> None:
-        path = tmp_path / folder
-        fake(path, "hopper-medium", [60, 70])
-        config = json.loads((path / "config.json").read_text())
-        config["dataset"] |= {"source": source, "rows": rows}
-        (path / "config.json").write_text(json.dumps(config))
-
-    learnt_from("same", "d4rl:somewhere/hopper_medium-v2.hdf5", 999_906)
-    learnt_from("older", "d4rl:hopper_medium-v0.hdf5", 1_000_000)
-    learnt_from("part", "d4rl:hopper_medium-v2.hdf5", 500_000)
-    learnt_from("other", "minari:mujoco/hopper/medium-v0", 1_000_000)
+    for folder, source, rows in (
+        ("same", "d4rl:somewhere/hopper_medium-v2.hdf5", 999_906),
+        ("older", "d4rl:hopper_medium-v0.hdf5", 1_000_000),
+        ("part", "d4rl:hopper_medium-v2.hdf5", 500_000),
+        ("other", "minari:mujoco/hopper/medium-v0", 1_000_000),
+    ):
+        fake(tmp_path / folder, "hopper-medium", [60, 70])
+        learnt_from(tmp_path / folder, {"source": source, "rows": rows})
     lines = published.ranks(report.find([tmp_path]))
     assert lines[:2] == [["variant", "hopper-medium"], ["same", "65.0, 5 of 11"]]
     # Behind ReBRAC, EDAC, IQL and DT: CORL's README has 102.3, 101.7, 67.5 and 65.1 there.
