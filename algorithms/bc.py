@@ -22,7 +22,7 @@ Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 54, h
 hopper-medium-replay 30, and 70 with its best tenth.
 
 Measured, on this project's recipe data, three seeds: antmaze-umaze 69 (benchmarks/results/cloning_antmaze-umaze.csv);
-100,000 transitions of hopper-medium-replay 10, and 67 with their best tenth (offline_small.csv).
+hopper-medium-replay 12, and 86 with its best tenth (local.csv).
 
     python algorithms/bc.py --env antmaze-umaze
     python algorithms/bc.py --env hopper-medium-replay --policy flow --top-fraction 0.1
