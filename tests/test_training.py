@@ -205,7 +205,7 @@ def test_the_same_transitions_through_three_sources_give_the_same_curve(tmp_path
 def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
     status, said = serve(*SMALL, "--grid.learning-rate", 1e30, 3e-4, "--out", tmp_path / "run")
     assert status == 0
-    assert "run 0 (seed 0) has diverged at step 6" in said
+    assert "run 0 (seed 0) has diverged at online step 6" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert list(summary["diverged_at_step"]) == ["0"]
     healthy = table(tmp_path / "run" / "metrics.csv", run=1)
