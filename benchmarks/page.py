@@ -109,7 +109,7 @@ def costs(runs: Sequence[Finished]) -> Cells:
         )
         lines.append([
             run.task, variant, str(count), kind, duration(taken(summary)), duration(summary.get("evaluation_seconds")),
-            f"{count * summary['steps_per_second']:.4g}",
+            rate(count * summary["steps_per_second"]),
             f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB" if "peak_memory_bytes" in summary else "",
         ])  # fmt: skip
     return lines
@@ -130,6 +130,11 @@ def origins(runs: Sequence[Finished]) -> Cells:
         data = f"{card['source']}, {card['transitions']:,} transitions, {card['fingerprint'][:16]}" if card else "none"
         lines.append([run.task, run.variant, command_of(run.config), str(run.config["commit"])[:12], data])
     return lines
+
+
+def rate(per_second: float) -> str:
+    """A number of steps, whole where it is large."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -34,7 +34,7 @@ from benchmarks import (
     throughput,
     two_ways,
 )
-from benchmarks.page import costs
+from benchmarks.page import costs, rate
 from common import environments, recipes, tasks
 from common.errors import Refused
 
@@ -337,7 +337,7 @@ def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypa
     assert sorted({round(float(x), 1) for actions in played for x in actions.flat}) == [0.2, 0.4]
     # Two seeds of four updates each, one after the other.
     head, line = costs([run])
-    assert line[head.index("steps/s of all runs")] == f"{2 * 4 / run.summary['learning_seconds']:.4g}"
+    assert line[head.index("steps/s of all runs")] == rate(2 * 4 / run.summary["learning_seconds"])
     assert run.summary["whole_seconds"] > run.summary["learning_seconds"]
     assert run.config["command"].endswith(
         "--size 500 --updates 4 --eval-every 2 --eval-episodes 2 --num-seeds 2 --iql ..."

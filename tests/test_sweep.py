@@ -17,7 +17,7 @@ import pytest
 import tyro
 
 from benchmarks import figures, published, report, results, sweep, two_ways
-from benchmarks.page import costs
+from benchmarks.page import costs, rate
 from common import datasets, recipes, tasks
 from common.errors import Refused
 from common.recipes import locomotion
@@ -575,6 +575,7 @@ def test_the_cost_is_that_of_all_phases(tmp_path):
     assert cells() == ["", "", "2"]
     assert cells(learning_seconds=30.0, evaluation_seconds=12.0, compile_seconds=5.0) == ["47 s", "12 s", "2"]
     assert cells(whole_seconds=90.0) == ["1.5 min", "12 s", "2"]
+    assert [rate(per_second) for per_second in (0.123, 9.87, 12.3, 29_530.4)] == ["0.12", "9.9", "12", "29,530"]
 
 
 def test_the_page_stands_alone_and_compares_variants(tmp_path):
