@@ -122,35 +122,43 @@ class Job:
 
     @functools.cached_property
     def request(self) -> commandline.Request:
-        """What its command line asks for. Raises Refused if that is wrong."""
+        """What its command line asks for, but for data that the sweep makes. Raises Refused if that is wrong."""
         module = importlib.import_module(f"algorithms.{self.algorithm}")
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                return commandline.parse(self.arguments(), self.algorithm, "", module.Config, module.PRESETS)
+                asked = ["--env", self.task, *self.rest]
+                return commandline.parse(asked, self.algorithm, "", module.Config, module.PRESETS)
         except SystemExit as error:
             boxed = re.sub(r"[^ -~]+", " ", said.getvalue())
-            raise Refused(" ".join(boxed.split())) from error
+            raise self.refused(" ".join(boxed.split())) from error
+        except Refused as refusal:
+            raise self.refused(refusal) from refusal
+
+    def refused(self, why: object) -> Refused:
+        """A refusal that names the job."""
+        return Refused(f"variant {self.variant!r} on {self.task}: {why}")
 
     def check(self) -> None:
         """Raise Refused if it could not run, as far as that shows without its data, before others train for hours."""
         taken = [flag for flag in self.flags if flag.partition("=")[0] in ("--env", "--out", "--resume")]
+        if taken:
+            raise self.refused(f"{taken[0]} is for the sweep to say; leave it out")
+        request = self.request
         try:
-            if taken:
-                raise Refused(f"{taken[0]} is for the sweep to say; leave it out")
             check_playable(self.task)
-            if self.request.config.uses_prior_data:
-                check_source(self.request.run.dataset or tasks.find(self.task).default_dataset)
-        except Refused as error:
-            raise Refused(f"variant {self.variant!r} on {self.task}: {error}") from error
+            if request.config.uses_prior_data:
+                check_source(request.run.dataset or tasks.find(self.task).default_dataset)
+        except Refused as refusal:
+            raise self.refused(refusal) from refusal
 
     def recipe(self) -> tuple[str, int | None] | None:
         """Name and size of the recipe whose data it learns from, if it does."""
         if not self.request.config.uses_prior_data:
             return None
-        source = self.request.run.dataset or datasets.default_source(tasks.find(self.task))
-        if self.made is not None and source == self.made:
+        if self.made is not None and self.request.run.dataset is None:
             return self.task, self.size
+        source = self.request.run.dataset or datasets.default_source(tasks.find(self.task))
         kind, _, name = source.partition(":")
         return (name, None) if kind == "recipe" else None
 
@@ -163,8 +171,13 @@ class Job:
 
     def arguments(self) -> list[str]:
         """Its command line, without `--out`; the data must have been made."""
-        data = ["--dataset", self.made] if self.made else []
-        return ["--env", self.task, *data, "--num-seeds", str(self.num_seeds), "--devices", "1", *self.flags]
+        data = ["--dataset", self.made] if self.made and self.request.config.uses_prior_data else []
+        return ["--env", self.task, *data, *self.rest]
+
+    @property
+    def rest(self) -> list[str]:
+        """Its flags beyond task and data."""
+        return ["--num-seeds", str(self.num_seeds), "--devices", "1", *self.flags]
 
 
 @functools.cache

@@ -336,7 +336,13 @@ def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
     assert needed(SUITE) == [("pointmaze-umaze", 500)] * 2
     assert needed(own) == [("pointmaze-umaze", None)] * 2
     scratch = SUITE.replace('"bc --policy gaussian"', '"redq_adaptive_bc --preset redq-scratch"')
-    assert needed(scratch.replace("--offline-steps 20 ", "")) == [("pointmaze-umaze", 500), None]
+    scratch = scratch.replace("--offline-steps 20 ", "")
+    assert needed(scratch) == [("pointmaze-umaze", 500), None]
+    # A run refuses data that it would not learn from.
+    assert ["--dataset" in job.arguments() for job in sweep.Suite.read(written(tmp_path, scratch)).jobs] == [
+        True,
+        False,
+    ]
     for text, size in ((SUITE, 500), (own, None)):
         for source, recipe in (("d4rl:own.hdf5", None), ("recipe:pointmaze-medium", ("pointmaze-medium", None))):
             chosen = text.replace("bc --policy", f"bc --dataset {source} --policy")
