@@ -60,7 +60,7 @@ from flax import struct
 
 from common import replay, training
 from common.datasets import Dataset
-from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
+from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
 from common.tasks import Task
 
@@ -198,10 +198,7 @@ class EDAC(struct.PyTreeNode):
     """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
 
     config: Config
-    mean: jax.Array
-    """[observation], of the data; 0 without normalisation."""
-    std: jax.Array
-    """[observation], of the data; 1 without normalisation."""
+    normal: Normaliser
     returns: jax.Array | None
     """[n]: soft returns of the data under the cloned policy; None without imitation."""
     actor: Network
@@ -222,23 +219,17 @@ class EDAC(struct.PyTreeNode):
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
-        mean, std = jnp.zeros_like(example.observation), jnp.ones_like(example.observation)
-        if config.normalise:
-            mean, std = prior.observation.mean(axis=0), prior.observation.std(axis=0) + 1e-3
+        normal = Normaliser.of(prior.observation, config.normalise)
         policy = TanhNormalActor(config.hidden, example.action.shape[-1], config.layer_norm, least_log_std=-5.0)
         critic = Ensemble.create(
             Critic(config.hidden, config.layer_norm), critic_key, example.observation, example.action,
             members=config.ensemble,
         )  # fmt: skip
         return cls(
-            config, mean, std, jnp.zeros_like(prior.reward) if config.pretrain_steps else None,
+            config, normal, jnp.zeros_like(prior.reward) if config.pretrain_steps else None,
             Network.create(policy, actor_key, example.observation), critic, critic.target(),
             Network.create(Scalar(), temperature_key),
         )  # fmt: skip
-
-    def normal(self, observation: jax.Array) -> jax.Array:
-        """Observations as the networks see them, [..., observation]."""
-        return (observation - self.mean) / self.std
 
     def act(self, observation: jax.Array) -> jax.Array:
         """The evaluated policy: the mode of pi(. | s), [..., action]."""

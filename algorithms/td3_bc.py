@@ -62,7 +62,7 @@ from jax.scipy.special import logsumexp
 
 from common import replay, training
 from common.datasets import Dataset, transforms
-from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
+from common.networks import Critic, DeterministicActor, Ensemble, Network, Normaliser, Parameters
 from common.replay import Batch, Replay
 from common.tasks import Task
 
@@ -184,10 +184,7 @@ class TD3BC(struct.PyTreeNode):
     """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
 
     config: Config
-    mean: jax.Array
-    """[observation], of the data; 0 without normalisation."""
-    std: jax.Array
-    """[observation], of the data; 1 without normalisation."""
+    normal: Normaliser
     cloning: jax.Array
     """[]: weight of the cloning term in this phase."""
     actor: Network
@@ -209,19 +206,13 @@ class TD3BC(struct.PyTreeNode):
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key = jax.random.split(key)
-        mean, std = jnp.zeros_like(example.observation), jnp.ones_like(example.observation)
-        if config.normalise:
-            mean, std = prior.observation.mean(axis=0), prior.observation.std(axis=0) + 1e-3
+        normal = Normaliser.of(prior.observation, config.normalise)
         policy = DeterministicActor(config.actor_hidden, example.action.shape[-1], config.layer_norm)
         actor = Network.create(policy, actor_key, example.observation)
         critic = Ensemble.create(
             Critic(config.hidden, config.layer_norm), critic_key, example.observation, example.action, members=2
         )
-        return cls(config, mean, std, jnp.ones(()), actor, actor.target(), critic, critic.target())
-
-    def normal(self, observation: jax.Array) -> jax.Array:
-        """Observations as the networks see them, [..., observation]."""
-        return (observation - self.mean) / self.std
+        return cls(config, normal, jnp.ones(()), actor, actor.target(), critic, critic.target())
 
     def act(self, observation: jax.Array) -> jax.Array:
         """The evaluated policy: pi(s), [..., action]."""

@@ -296,6 +296,26 @@ class Scalar(nn.Module):
         return jnp.exp(self.param("log", lambda _: jnp.log(jnp.asarray(initial, jnp.float32))))
 
 
+class Normaliser(struct.PyTreeNode):
+    """Observations as the networks see them: without the data's mean, in units of its standard deviation."""
+
+    mean: jax.Array
+    """[observation], of the data; 0 without normalisation."""
+    std: jax.Array
+    """[observation], of the data; 1 without normalisation."""
+
+    @classmethod
+    def of(cls, observation: jax.Array, normalise: bool = True) -> Self:
+        """From observations [n, observation], as TD3+BC does it: 0.001 is added to every deviation."""
+        if not normalise:
+            return cls(jnp.zeros_like(observation[0]), jnp.ones_like(observation[0]))
+        return cls(observation.mean(axis=0), observation.std(axis=0) + 1e-3)
+
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        """[..., observation], normalised."""
+        return (observation - self.mean) / self.std
+
+
 class Network(struct.PyTreeNode):
     """A module bound to its parameters and its Adam state: call it like a function, replace it like a value."""
 

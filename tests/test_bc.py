@@ -24,7 +24,7 @@ def make_agent(policy: str, **values) -> BC:
 
 
 def normal(agent, batch):
-    return (np.asarray(batch.observation, np.float64) - agent.mean) / agent.std
+    return (np.asarray(batch.observation, np.float64) - agent.normal.mean) / agent.normal.std
 
 
 def gaussian(x, mean, std):
@@ -112,6 +112,14 @@ def test_the_policy_learns_and_acts_on_normalised_observations():
         assert (rows.sum(1) == 1).all()
         assert rows.any(0).mean() > 0.8
         np.testing.assert_array_equal(drawn.action, prior.action[rows.argmax(1)])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_that_has_diverged_gives_no_action(policy):
+    agent = make_agent(policy)
+    broken = agent.replace(policy=agent.policy.replace(params=jax.tree.map(lambda x: x * jnp.nan, agent.policy.params)))
+    assert np.isfinite(agent.act(np.ones((4, OBSERVATION), np.float32))).all()
+    assert not np.isfinite(broken.act(np.ones((4, OBSERVATION), np.float32))).any()
 
 
 @pytest.mark.parametrize("policy", ["vae", "flow"])

@@ -251,7 +251,7 @@ def assert_rows(agent, drawn, *sources):
         parts = batch.observation, batch.action, batch.reward[..., None], batch.mask[..., None], batch.next_observation
         return np.concatenate([np.asarray(x) for x in parts], axis=-1)
 
-    mean, std = (np.asarray(x) for x in (agent.mean, agent.std))
+    mean, std = (np.asarray(x) for x in (agent.normal.mean, agent.normal.std))
     raw = drawn.replace(
         observation=drawn.observation * std + mean, next_observation=drawn.next_observation * std + mean
     )
@@ -267,8 +267,8 @@ def test_observations_are_normalised_everywhere_alike():
         Config(hidden=(8,), actor_hidden=(8,), batch_size=500, utd=3, exploration_noise=0.0),
         jax.random.key(0), example, prior,
     )  # fmt: skip
-    np.testing.assert_allclose(agent.mean, prior.observation.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(agent.std, prior.observation.std(0) + 1e-3, rtol=1e-4)
+    np.testing.assert_allclose(agent.normal.mean, prior.observation.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(agent.normal.std, prior.observation.std(0) + 1e-3, rtol=1e-4)
     offline = agent.sample(jax.random.key(1), None, prior)
     assert offline.observation.shape == (1, 500, OBSERVATION)
     assert_rows(agent, offline, prior)
@@ -282,7 +282,7 @@ def test_observations_are_normalised_everywhere_alike():
     assert_rows(agent, online, prior, collected)
     assert abs(np.isin(np.asarray(online.reward), collected.reward).mean() - 1 / 3) < 0.05
     raw = prior.observation[:4]
-    expected = actions_of(agent.actor, (raw - np.asarray(agent.mean)) / np.asarray(agent.std))
+    expected = actions_of(agent.actor, (raw - np.asarray(agent.normal.mean)) / np.asarray(agent.normal.std))
     np.testing.assert_allclose(agent.act(raw), expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(agent.explore(raw, jax.random.key(3)), expected, rtol=1e-4, atol=1e-6)
     unnormalised = TD3BC.create(dataclasses.replace(agent.config, normalise=False), jax.random.key(0), example, prior)

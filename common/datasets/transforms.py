@@ -152,26 +152,6 @@ def return_range_scale(data: Dataset, reward: np.ndarray, most: float = 1000.0) 
     return most / spread
 
 
-class Normaliser(NamedTuple):
-    """Brings observations to mean 0 and standard deviation 1; the same for data, exploration and evaluation."""
-
-    mean: np.ndarray
-    """float32 [observation]"""
-    std: np.ndarray
-    """float32 [observation], with the small constant added"""
-
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """[..., observation], normalised."""
-        return (observation - self.mean) / self.std
-
-
-def normaliser(data: Dataset, epsilon: float = 1e-3) -> Normaliser:
-    """Mean and standard deviation of the observations (TD3+BC's: the constant is added to the deviation)."""
-    mean = data.observation.mean(axis=0, dtype=np.float64)
-    std = data.observation.std(axis=0, dtype=np.float64) + epsilon
-    return Normaliser(mean.astype(np.float32), std.astype(np.float32))
-
-
 def _rows(data: Dataset, keep: np.ndarray) -> Dataset:
     """The rows where `keep` [n]; whole episodes only."""
     arrays = {
