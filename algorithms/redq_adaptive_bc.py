@@ -138,7 +138,7 @@ class Config(struct.PyTreeNode):
             return f"--target-subset must lie in 1 ... --ensemble {self.ensemble}, not {self.target_subset}"
         if not 0 < self.kept <= 1:
             return f"--kept must lie in (0, 1], not {self.kept}"
-        if not 0 <= self.alpha_online <= self.most_online:
+        if self.online_steps and not 0 <= self.alpha_online <= self.most_online:
             return (
                 f"--alpha-online {self.alpha_online:g} must lie in 0 ... --most-online {self.most_online:g}, within "
                 "which the first episode's end puts it: choose another, or raise --most-online"
@@ -157,7 +157,7 @@ class Config(struct.PyTreeNode):
 
     def misfit(self, task: Task) -> str | None:
         """Why these values do not suit a task, in one line."""
-        if (self.k_p or self.k_d) and not np.isfinite(task.score(0.0, 0.0)):
+        if self.online_steps and (self.k_p or self.k_d) and not np.isfinite(task.score(0.0, 0.0)):
             return f"{task.name} has no normalised return to adapt to: --k-p 0 --k-d 0 keeps alpha as it is"
         return None
 

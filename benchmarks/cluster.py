@@ -69,6 +69,7 @@ def connected(resources: Resources) -> Iterator[Start]:
         except ValueError as error:
             raise Refused(f"{resources}: {error}") from error
         passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        passed_on["HEADSTART_CORES"] = str(max(1, int(resources.cpus)))  # Ray does not bind a job to its cores
         if 0 < resources.gpus < 1:
             # JAX would take three quarters of the memory for each of those that share a GPU.
             passed_on.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * resources.gpus:.3f}")

@@ -34,6 +34,8 @@ class Run:
     """Steps between evaluations; a step is an update offline and an environment step online."""
     eval_episodes: int = 10
     """Episodes of each evaluation of each run."""
+    eval_workers: int | None = None
+    """Processes that play them; 0: none but this one. Default: one per core where there is much to play, else 0."""
     log_every: int = 1000
     """Steps between rows of metrics.csv."""
     checkpoint_every: int | None = None
@@ -57,8 +59,10 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {value}"
-        if self.checkpoint_every is not None and self.checkpoint_every < 0:
-            return f"--checkpoint-every must be 0 or more, not {self.checkpoint_every}"
+        for name in ("checkpoint_every", "eval_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                return f"--{name.replace('_', '-')} must be 0 or more, not {value}"
         if self.seed < 0 or self.seed + self.num_seeds > 2**31:
             return f"--seed must lie in 0 ... 2^31 - num_seeds, not {self.seed}"
         return None

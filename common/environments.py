@@ -28,6 +28,7 @@ import mujoco
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from common import tasks
 from common.errors import Refused
 from common.tasks import Task
 
@@ -204,6 +205,11 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
                 "choose the task that the data were collected for"
             )
     return environment
+
+
+def open_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+    """As `open_form`, by the task's name: in words that another process understands."""
+    return open_form(tasks.find(name), observation_size, action_size)
 
 
 def check_maze(environment: Environment, dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from common.environments import Environment
+from common.machine import cores
+from common.players import Elsewhere, Here, Lost, Played
 from common.tasks import Task
 
-MOST_ENVIRONMENTS = 32
+MOST_ENVIRONMENTS = 64
 """Of all runs together: each holds a simulation of its own in memory."""
+MANY_STEPS = 50_000
+"""Of environments, in one evaluation: from here on it pays to start processes for them."""
 
 
 def episode_seed(*path: int) -> int:
@@ -45,51 +50,86 @@ class Outcome:
 class Evaluator:
     """The evaluation environments of all runs, kept from one evaluation to the next."""
 
-    def __init__(self, make: Callable[[], Environment], runs: int, episodes: int):
-        self.episodes = episodes
-        slots = max(1, min(episodes, MOST_ENVIRONMENTS // runs))
-        self.environments = [[make() for _ in range(slots)] for _ in range(runs)]
+    def __init__(
+        self,
+        make: Callable[[], Environment],
+        runs: int,
+        episodes: int,
+        workers: int = 0,
+        announce: Callable[[str], None] = print,
+    ):
+        """In `workers` processes that play side by side, for which `make` must be picklable; 0: in this one.
+
+        `announce` is told, in a line, if such a process is lost; the evaluation is then played again in this one.
+        """
+        self.make, self.runs, self.episodes, self.announce = make, runs, episodes, announce
+        # At least two: a product with one row is computed, and rounded, in another way than one with more.
+        self.slots = min(episodes, max(2, MOST_ENVIRONMENTS // runs))
+        self.groups = self._groups(workers)
 
     def __call__(self, act: Callable[[np.ndarray], Any], seeds: Sequence[int], step: int) -> list[Outcome]:
         """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
 
         Episode k of a run starts from a seed that depends on the run's seed, `step` and k alone, so that a run's
-        evaluation is the same whatever runs beside it.
+        evaluation is the same whatever runs beside it, and in however many processes.
         """
-        runs, slots = len(self.environments), len(self.environments[0])
-        size = self.environments[0][0].observation_size
-        observations = np.zeros((runs, slots, size), np.float32)
-        returns = np.zeros((runs, self.episodes))
-        success = np.zeros((runs, self.episodes), bool)
-        lengths = np.zeros((runs, self.episodes), int)
-        episode = np.full((runs, slots), -1)  # the episode each slot plays; -1: none is left
-        started = np.zeros(runs, int)
-
-        def start(run: int, slot: int) -> None:
-            episode[run, slot] = -1
-            if started[run] < self.episodes:
-                episode[run, slot] = number = started[run]
-                started[run] += 1
-                seed = episode_seed(seeds[run], 1, step, number)
-                observations[run, slot] = self.environments[run][slot].reset(seed)
-
-        for run in range(runs):
-            for slot in range(slots):
-                start(run, slot)
-        while (episode >= 0).any():
-            actions = np.asarray(act(observations))
-            for run, slot in np.argwhere(episode >= 0):
-                number = episode[run, slot]
-                taken = self.environments[run][slot].step(actions[run, slot])
-                observations[run, slot] = taken.next_observation
-                returns[run, number] += taken.reward
-                success[run, number] |= taken.success
-                lengths[run, number] += 1
-                if taken.terminated or taken.truncated:
-                    start(run, slot)
-        return [Outcome(*arrays) for arrays in zip(returns, success, lengths, strict=True)]
+        # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
+        schedule = [
+            [episode_seed(seed, 1, step, number) for number in range(slot, self.episodes, self.slots)]
+            for seed in seeds
+            for slot in range(self.slots)
+        ]
+        try:
+            played = self._play(act, schedule)
+        except Lost as loss:
+            self.announce(f"{loss}; evaluation goes on in this one")
+            self.close()
+            self.groups = self._groups(0)
+            played = self._play(act, schedule)
+        outcomes = []
+        for run in range(self.runs):
+            slots = played[run * self.slots : (run + 1) * self.slots]
+            episodes = [slots[number % self.slots][number // self.slots] for number in range(self.episodes)]
+            outcomes.append(Outcome(*(np.array(column) for column in zip(*episodes, strict=True))))
+        return outcomes
 
     def close(self) -> None:
-        """Close every environment."""
-        for environment in (e for row in self.environments for e in row):
-            environment.close()
+        """Close every environment, and end the processes."""
+        for group, _ in self.groups:
+            group.close()
+
+    def _groups(self, workers: int) -> list[tuple[Here | Elsewhere, slice]]:
+        """The groups, each with its share of the slots of all runs."""
+        total = self.runs * self.slots
+        kind, count = (Elsewhere, min(workers, total)) if workers else (Here, 1)
+        borders = [total * number // count for number in range(count + 1)]
+        return [(kind(self.make, end - start), slice(start, end)) for start, end in itertools.pairwise(borders)]
+
+    def _play(self, act: Callable[[np.ndarray], Any], schedule: list[list[int]]) -> list[list[Played]]:
+        """The episodes of each slot of all runs."""
+        observations = None
+        for group, share in self.groups:
+            group.begin(schedule[share])
+        going = self.groups
+        while True:
+            still = []
+            for group, share in going:
+                seen = group.wait()
+                if seen is None:
+                    continue
+                still.append((group, share))
+                if observations is None:
+                    observations = np.zeros((len(schedule), *seen.shape[1:]), np.float32)
+                observations[share] = seen
+            going = still
+            if not going:
+                return [episodes for group, _ in self.groups for episodes in group.played]
+            actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1)))
+            actions = actions.reshape(len(schedule), -1)
+            for group, share in going:
+                group.act(actions[share])
+
+
+def useful_workers(steps: int) -> int:
+    """How many processes should play evaluations of up to so many environment steps each."""
+    return cores() if steps >= MANY_STEPS and cores() > 1 else 0

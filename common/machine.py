@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores this process may use: those it is bound to, and no more than HEADSTART_CORES, if that is set."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("HEADSTART_CORES", "")
+    return max(1, min(there, int(share))) if share.isdigit() else there
 
 
 def tied(command: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ from common.commandline import Run
 from common.errors import Refused
 from common.machine import cores
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
 
 
@@ -96,6 +96,15 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Refuse in one line if a file of a run under way cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror}); make room and continue with --resume") from error
+
+
 class Table:
     """A CSV file that is appended to by whole lines, and grows a column where a row brings a new one."""
 
@@ -106,20 +115,15 @@ class Table:
         """Add rows, empty where they lack a column, and push them to the disk. Raises Refused if that fails."""
         known = self.columns()
         columns = list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
-        try:
-            if known and columns != known:
-                self._replace(self.rows(), columns)
-            with self.path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                if not known:
-                    writer.writeheader()
-                writer.writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise Refused(
-                f"{self.path}: cannot be written ({error.strerror}); make room and continue with --resume"
-            ) from error
+        if known and columns != known:
+            self._replace(self.rows(), columns)
+        with writing(self.path), self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            if not known:
+                writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
 
     def columns(self) -> list[str]:
         """Their names; none without a file."""
@@ -136,20 +140,22 @@ class Table:
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
     def keep(self, wanted: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the table by these rows, at once."""
+        """Replace the table by these rows, at once. Raises Refused if that fails."""
         wanted = list(wanted)
         if wanted:
             self._replace(wanted, list(dict.fromkeys(name for row in wanted for name in row)))
         else:
-            self.path.unlink(missing_ok=True)
+            with writing(self.path):
+                self.path.unlink(missing_ok=True)
 
     def _replace(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.partial")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        with writing(self.path):
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+            temporary.replace(self.path)
 
 
 class Checkpoints:
@@ -228,7 +234,7 @@ class RunDirectory:
             write_json(path / "config.json", {"format": FORMAT} | dict(config))
         except OSError as error:
             raise Refused(f"--out {path}: cannot be written ({error.strerror}); choose a folder you own") from error
-        return cls(path, config.get("id", path.name))
+        return cls(path, config["id"])
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
@@ -240,7 +246,7 @@ class RunDirectory:
             raise Refused(f"--resume {path}: not a run directory (no readable config.json of ours in it)") from error
         if known != FORMAT:
             raise Refused(f"--resume {path}: written in format {known}, this version reads format {FORMAT}")
-        return cls(path, config.get("id", path.name)), config
+        return cls(path, config["id"]), config
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -261,13 +267,14 @@ class RunDirectory:
             yield
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json: the run is over."""
-        write_json(self.path / "summary.json", summary)
+        """Write summary.json: the run is over. Raises Refused if it cannot be written."""
+        with writing(self.path / "summary.json"):
+            write_json(self.path / "summary.json", summary)
 
     def draw_curve(self, title: str, metric: str, phases: Mapping[str, int]) -> None:
         """Draw curve.png, `metric` against steps: a run is a thin line, the mean of a grid point a thick one.
 
-        `phases` are the names and steps of the phases, drawn one after another.
+        `phases` are the names and steps of the phases, drawn one after another. Raises Refused if it cannot be written.
         """
         starts = dict(zip(phases, itertools.accumulate(phases.values(), initial=0), strict=False))
         rows = self.evaluations.rows()
@@ -296,8 +303,9 @@ class RunDirectory:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         temporary = self.path / ".curve.partial.png"
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(self.path / "curve.png")
+        with writing(self.path / "curve.png"):
+            figure.savefig(temporary, dpi=150)
+            temporary.replace(self.path / "curve.png")
 
 
 class Reporter:
@@ -388,7 +396,8 @@ class Trackers:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
             if self.wandb is not None:
-                self.wandb.log(values | {"step": step})
+                # Of a step that it has seen already, before an interruption, it takes nothing.
+                self.wandb.log(values, step=step)
 
     def close(self) -> None:
         """Flush what is pending."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -27,15 +28,16 @@ from common import commandline, datasets, environments, tasks
 from common.collection import Collector
 from common.commandline import Request
 from common.datasets import cards
-from common.environments import Environment
 from common.errors import Refused, exiting
-from common.evaluation import Evaluator
+from common.evaluation import Evaluator, useful_workers
 from common.machine import cores
 from common.programs import Learner, Programs
 from common.replay import Batch, Replay
 from common.runs import Checkpoints, Reporter, RunDirectory, Trackers, commit, device, finite, making, versions
 from common.tasks import Task
 
+MEASURED = ("eval_every", "eval_episodes", "log_every")
+"""Arguments of a run that decide what its tables hold; presets may set them."""
 SAVING_SHARE = 0.05
 """Of the time, for checkpoints, where the user names no interval."""
 
@@ -108,6 +110,7 @@ class Session:
         directory: RunDirectory,
         console: Console,
     ):
+        self.began = time.perf_counter()
         self.run, self.task, self.directory, self.console = request.run, task, directory, console
         self.config, self.programs = request.config, programs
         points = request.points()
@@ -116,13 +119,18 @@ class Session:
         self.points = [label for label in labels for _ in range(request.run.num_seeds)]
         runs = len(self.seeds)
 
-        def make() -> Environment:
-            return environments.make(task, data)
-
+        sizes = () if data is None else (data.observation.shape[1], data.action.shape[1])
+        make = functools.partial(environments.open_named, task.name, *sizes)
+        environment = make()
+        environment.close()
+        self.horizon = environment.horizon
         self.phases = {name: steps for name, steps in request.config.phases if steps}
         self.online_steps = self.phases.get("online", 0)
         self.collector = Collector(make, task, self.seeds) if self.online_steps else None
-        self.evaluator = Evaluator(make, runs, request.run.eval_episodes)
+        workers = request.run.eval_workers
+        if workers is None:
+            workers = useful_workers(runs * request.run.eval_episodes * self.horizon)
+        self.evaluator = Evaluator(make, runs, request.run.eval_episodes, workers, self.announce)
         self.trackers: Trackers | None = None
         every = request.run.checkpoint_every
         self.checkpoint_every = request.run.eval_every if every is None else every
@@ -134,8 +142,6 @@ class Session:
         for name in request.grid:
             values = [p[name] for p in points for _ in range(request.run.num_seeds)]
             configs = configs.replace(**{name: np.array(values, np.float32)})
-        environment = self.evaluator.environments[0][0]
-        self.horizon = environment.horizon
         example = Batch(
             observation=np.zeros((runs, environment.observation_size), np.float32),
             action=np.zeros((runs, environment.action_size), np.float32),
@@ -187,7 +193,7 @@ class Session:
         self.checkpoints.save(
             self.total_step,
             {f"agent.{k}": v for k, v in agent.items()} | {f"rows.{k}": v for k, v in rows.items()} | arrays | actions,
-            self.progress | episodes,
+            self.progress | {"whole_seconds": self.whole_seconds()} | episodes,
         )
         self.saving.done(start)
 
@@ -279,6 +285,10 @@ class Session:
         step = f"{self.progress['phase']} step {self.progress['step']}"
         reporter.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
 
+    def whole_seconds(self) -> float:
+        """Of the command so far, from its first agent on, without what an interruption lost."""
+        return self.progress["whole_seconds"] + time.perf_counter() - self.began
+
     @property
     def headline(self) -> str:
         """The column of eval.csv that tells how good a policy is: the score where the task has one."""
@@ -307,7 +317,7 @@ class Session:
             "learning_seconds": learning,
             "evaluation_seconds": self.progress["evaluation_seconds"],
             "compile_seconds": self.progress["compile_seconds"],
-            "whole_seconds": self.progress["whole_seconds"] + self.progress["evaluation_seconds"],
+            "whole_seconds": self.whole_seconds(),
             "peak_memory_bytes": peak_memory(),
             "environment_horizon": self.horizon,
         }
@@ -323,25 +333,21 @@ class Session:
         """A phase of updates on prior data, an interval in one jitted call. False if interrupted."""
         progress, run = self.progress, self.run
         phase, total = progress["phase"], self.phases[progress["phase"]]
-        compiled: set[int] = set()
         while progress["step"] < total:
-            start, first = time.perf_counter(), progress["step"]
+            first = progress["step"]
             # To the next row of metrics or the next evaluation, whichever comes first.
             steps = min(total, *((first // every + 1) * every for every in (run.log_every, run.eval_every))) - first
-            agent, metrics = self.programs.offline(
-                self.learner.agent, self.device_seeds, phase, first, steps, self.prior
-            )
+            arguments = (self.learner.agent, self.device_seeds, phase, first, steps, self.prior)
+            start = time.perf_counter()
+            self.programs.compile_offline(*arguments)
+            progress["compile_seconds"] += time.perf_counter() - start
+            start = time.perf_counter()
+            agent, metrics = self.programs.offline(*arguments)
             self.learner = self.learner.replace(agent=agent)
             progress["step"] = step = first + steps
             metrics = jax.device_get(metrics)  # waits
-            seconds = time.perf_counter() - start
-            progress["whole_seconds"] += seconds
-            if steps in compiled:
-                progress["learning_seconds"] += seconds
-                progress["learning_steps"] += steps
-            else:
-                progress["compile_seconds"] += seconds
-                compiled.add(steps)
+            progress["learning_seconds"] += time.perf_counter() - start
+            progress["learning_steps"] += steps
             nothing_played = {"episode_return": np.nan, "episode_success": np.nan} if self.collector else {}
             self.log(metrics, [nothing_played] * len(self.seeds))
             reporter.advance(self.total_step, phase, self.speed())
@@ -375,7 +381,6 @@ class Session:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
             self.action = self.playable(action)
             now = time.perf_counter()
-            progress["whole_seconds"] += now - start
             if step == learning_from:
                 progress["compile_seconds"] += now - start
             elif step > learning_from:
@@ -397,16 +402,17 @@ class Session:
         return True
 
     def playable(self, action: np.ndarray) -> np.ndarray:
-        """Actions [runs, ..., a], zero for a run that has diverged: it counts as it scores and stops no other."""
-        broken = ~np.isfinite(action).all(axis=tuple(range(1, action.ndim)))
+        """Actions [runs, ..., a], zero where they are not finite: a run that has diverged scores and stops no other."""
+        broken = ~np.isfinite(action).all(axis=-1, keepdims=True)
         if not broken.any():
             return action
-        for run in np.flatnonzero(broken):
+        for run in np.flatnonzero(broken.reshape(len(broken), -1).any(axis=1)):
             if str(run) not in self.progress["diverged_at_step"]:
-                self.progress["diverged_at_step"][str(run)] = self.progress["step"]
-                where = f"at {self.progress['phase']} step {self.progress['step']}"
+                at = {"phase": self.progress["phase"], "step": self.progress["step"]}
+                self.progress["diverged_at_step"][str(run)] = at
+                where = f"at {at['phase']} step {at['step']}"
                 self.announce(f"run {run} (seed {self.seeds[run]}) has diverged {where}")
-        return np.where(broken.reshape(-1, *[1] * (action.ndim - 1)), np.float32(0), action)
+        return np.where(broken, np.float32(0), action)
 
     def speed(self) -> float:
         """Steps of each run per second while learning in this phase, evaluation not counted."""
@@ -484,9 +490,14 @@ def prepare_devices(request: Request) -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
 
 
-def digest(file: Path) -> str:
-    """sha256 of a file, by which a changed copy of an algorithm is told from the original."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def digests(source: Path) -> dict[str, str]:
+    """sha256 of an algorithm's file and of common/, by which changed ones are told from those that began a run."""
+    folder = Path(__file__).parent
+    files = {source.name: [source], "common/": sorted(folder.rglob("*.py"))}
+    return {
+        name: hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in parts)).hexdigest()
+        for name, parts in files.items()
+    }
 
 
 def check_siblings(source: Path) -> None:
@@ -501,8 +512,9 @@ def check_siblings(source: Path) -> None:
 
 def check_unchanged(resume: Path, saved: Mapping[str, Any], request: Request) -> None:
     """Refuse to go on with other values than the run began with: its arguments may mean something else by now."""
-    now = json.loads(json.dumps(finite(dataclasses.asdict(request.config)), default=str))
-    then = saved["config"]
+    values = dataclasses.asdict(request.config) | {name: getattr(request.run, name) for name in MEASURED}
+    now = json.loads(json.dumps(finite(values), default=str))
+    then = saved["config"] | {name: saved["run"][name] for name in MEASURED}
     for name in sorted(now.keys() | then.keys()):
         if now.get(name) != then.get(name):
             raise Refused(
@@ -514,8 +526,7 @@ def check_unchanged(resume: Path, saved: Mapping[str, Any], request: Request) ->
 def on_this_machine(request: Request, saved: Mapping[str, Any], source: Path, console: Console) -> Request:
     """The request with no more devices than there are; says what keeps a resumed run from repeating itself exactly."""
     notes = []
-    if saved.get("source_sha256") not in (None, digest(source)):
-        notes.append(f"{source.name} has changed")
+    notes += [f"{name} has changed" for name, sha256 in digests(source).items() if saved["sources"].get(name) != sha256]
     mine = versions()
     notes += [f"{package} was {old}, is {mine.get(package)}" for package, old in saved["versions"].items()
               if old != mine.get(package)]  # fmt: skip
@@ -527,6 +538,20 @@ def on_this_machine(request: Request, saved: Mapping[str, Any], source: Path, co
     if notes:
         console.print(f"since this run began, {'; '.join(notes)}: numbers may differ", highlight=False, soft_wrap=True)
     return request
+
+
+def check(request: Request, task: Task) -> None:
+    """Raise Refused for what can be seen to be impossible before there are data."""
+    Trackers.check(request.run)
+    if request.run.dataset is not None and not request.config.uses_prior_data:
+        counts = [f"--{f.replace('_', '-')}" for f in ("offline_ratio", "offline_steps") if hasattr(request.config, f)]
+        raise Refused(
+            f"--dataset {request.run.dataset}: nothing is learnt from data where {' or '.join(counts)} is 0; "
+            "raise it, or leave the data out"
+        )
+    for point in request.points() if hasattr(request.config, "misfit") else ():
+        if why := dataclasses.replace(request.config, **point).misfit(task):
+            raise Refused(why)
 
 
 def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
@@ -548,18 +573,12 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     request = commandline.parse(arguments, name, description, config_class, presets)
     if resume is not None:
         check_unchanged(resume, saved, request)
-        request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved.get("devices")))
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved["devices"]))
     prepare_devices(request)
     if resume is not None:
         request = on_this_machine(request, saved, source, console)
-    Trackers.check(request.run)
-    if request.run.dataset is not None and not request.config.uses_prior_data:
-        counts = [f"--{f.replace('_', '-')}" for f in ("offline_ratio", "offline_steps") if hasattr(request.config, f)]
-        raise Refused(
-            f"--dataset {request.run.dataset}: nothing is learnt from data where {' or '.join(counts)} is 0; "
-            "raise it, or leave the data out"
-        )
     task = tasks.find(request.run.env)
+    check(request, task)
     data = None
     if request.config.uses_prior_data:
         # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
@@ -570,10 +589,6 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         without = ", or learn without any: --offline-ratio 0" * hasattr(request.config, "offline_ratio")
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
     card = None if data is None else cards.card(data, task)
-    # Whatever does not fit is refused here, before anything is written.
-    for point in request.points() if hasattr(config_class, "misfit") else ():
-        if why := dataclasses.replace(request.config, **point).misfit(task):
-            raise Refused(why)
     environments.make(task, data).close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
@@ -584,7 +599,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
             {
                 "algorithm": name,
                 "id": uuid.uuid4().hex,
-                "source_sha256": digest(source),
+                "sources": digests(source),
                 "arguments": arguments,
                 "run": dataclasses.asdict(request.run),
                 "config": dataclasses.asdict(request.config),

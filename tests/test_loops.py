@@ -1,16 +1,24 @@
 """Replay, collection and evaluation on an environment small enough to work out by hand."""
 
+import contextlib
 import dataclasses
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import evaluation, tasks
+from common import environments, evaluation, machine, tasks
 from common.collection import Collector
 from common.environments import Step
-from common.evaluation import Evaluator, episode_seed
+from common.evaluation import Evaluator, episode_seed, useful_workers
+from common.networks import DeterministicActor, Network
 from common.replay import Batch, Replay, sample, sample_union
 
 TASK = dataclasses.replace(tasks.find("pointmaze-umaze"), reward_scale=2.0, reward_shift=-1.0)
@@ -149,6 +157,132 @@ def test_evaluation_counts_every_episode_once_however_many_are_side_by_side(monk
             assert outcome.lengths[number] == len(visited)
             assert outcome.success[number] == (start >= 2)
     assert len(set(calls)) == 1
+
+
+def grasping(observations):
+    """Actions that depend on what is seen, and differ between the numbers of an action."""
+    return np.tanh(observations[..., :1] + np.arange(2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_play_the_same_episodes(workers):
+    make = functools.partial(environments.open_named, "pointmaze-umaze")
+    alone, together = Evaluator(make, 2, 5), Evaluator(make, 2, 5, workers)
+    with contextlib.closing(alone), contextlib.closing(together):
+        for step in (0, 10):
+            expected, outcomes = (evaluator(grasping, [3, 8], step) for evaluator in (alone, together))
+            for one, other in zip(expected, outcomes, strict=True):
+                jax.tree.map(np.testing.assert_array_equal, vars(one), vars(other))
+        assert len({group._process.pid for group, _ in together.groups}) == workers
+        assert all(group._process.poll() is None for group, _ in together.groups)
+        shares = [len(range(*share.indices(10))) for _, share in together.groups]
+        assert sum(shares) == 10
+        assert max(shares) - min(shares) <= 1
+    assert all(group._process.returncode is not None for group, _ in together.groups)
+
+
+def test_an_episode_goes_the_same_way_however_many_are_side_by_side(monkeypatch):
+    # A body that falls differently for every rounding of its actions, and the network that gives them.
+    make = functools.partial(environments.open_named, "hopper-medium")
+    actor = Network.create(DeterministicActor((256, 256), 3), jax.random.key(0), jnp.zeros(11))
+    act = jax.jit(lambda x: jax.lax.map(actor, x))
+    returns = []
+    for most in (1, 6, 100):
+        monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", most)
+        evaluator = Evaluator(make, 2, 7)
+        returns.append([outcome.returns.tolist() for outcome in evaluator(act, [3, 8], 0)])
+        assert evaluator.slots == min(7, max(2, most // 2))
+    assert returns[0] == returns[1] == returns[2]
+
+
+def test_what_is_seen_of_an_environment_whose_episodes_are_over_is_zero():
+    class Ending(Counter):
+        def step(self, action):
+            taken = super().step(action)
+            return taken._replace(next_observation=np.full(1, np.inf, np.float32)) if taken.terminated else taken
+
+    seen = []
+
+    def act(observations):
+        seen.append(observations.copy())
+        return np.zeros((*observations.shape[:2], 1), np.float32)
+
+    Evaluator(Ending, 1, 6)(act, [3], 50)
+    assert np.isfinite(seen).all()
+    assert (seen[-1] == 0).any()
+
+
+def test_an_evaluation_outlives_the_processes_that_play_it():
+    make, said = functools.partial(environments.open_named, "pointmaze-umaze"), []
+    expected = Evaluator(make, 2, 3)(grasping, [3, 8], 0)
+    evaluator, calls = Evaluator(make, 2, 3, 2, said.append), 0
+
+    def act(observations):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            evaluator.groups[1][0]._process.kill()
+        return grasping(observations)
+
+    outcomes = evaluator(act, [3, 8], 0)
+    jax.tree.map(np.testing.assert_array_equal, [vars(x) for x in expected], [vars(x) for x in outcomes])
+    assert said == ["a process that plays episodes has ended with status -9; evaluation goes on in this one"]
+    evaluator(grasping, [3, 8], 1)
+    assert len(said) == 1
+
+
+def test_environments_that_only_this_process_knows_are_played_in_it():
+    gymnasium.register(
+        "OnlyHere-v0", "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv", max_episode_steps=5
+    )
+    said = []
+    with contextlib.closing(
+        Evaluator(functools.partial(environments.open_named, "OnlyHere-v0"), 1, 3, 2, said.append)
+    ) as evaluator:
+        (outcome,) = evaluator(lambda o: np.zeros((1, o.shape[1], 1), np.float32), [0], 0)
+    assert outcome.lengths.tolist() == [5, 5, 5]
+    assert len(said) == 1
+    assert "OnlyHere" in said[0]
+
+
+def test_processes_that_play_leave_with_the_one_that_trains():
+    begin = """
+import functools, os, signal, sys
+from common import environments
+from common.evaluation import Evaluator
+evaluator = Evaluator(functools.partial(environments.open_named, "pointmaze-umaze"), 1, 2, 2)
+def act(observations):
+    # What a terminal or a scheduler sends to all processes alike is for this one to answer.
+    for group, _ in evaluator.groups:
+        group._process.send_signal(signal.SIGINT)
+        group._process.send_signal(signal.SIGTERM)
+    return observations[..., :2] * 0
+evaluator(act, [0], 0)
+print(*[group._process.pid for group, _ in evaluator.groups], flush=True)
+sys.stdin.read()
+"""
+    training = subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    numbers = training.stdout.readline().split()
+    assert len(numbers) == 2
+    training.kill()
+    training.communicate()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{number}").exists() for number in numbers):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_processes_are_started_where_there_is_much_to_play(monkeypatch):
+    monkeypatch.setattr(evaluation, "cores", lambda: 8)
+    assert useful_workers(evaluation.MANY_STEPS - 1) == 0
+    assert useful_workers(evaluation.MANY_STEPS) == 8
+    monkeypatch.setattr(evaluation, "cores", lambda: 1)
+    assert useful_workers(evaluation.MANY_STEPS) == 0
+    monkeypatch.undo()
+    there = machine.cores()
+    for said, cores in (("1", 1), ("0", 1), (str(there + 5), there), ("many", there)):
+        monkeypatch.setenv("HEADSTART_CORES", said)
+        assert machine.cores() == cores
 
 
 def test_success_is_any_success_and_scores_are_percent():

@@ -69,8 +69,10 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     assert summary["steps_per_second"] > 0
     assert sessions[0].learner.experience is None
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
-    sizes = {k: p._cache_size() for k, p in sessions[0].programs.jitted.items()}
-    assert sizes == {"create": 1, "offline": 1, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
+    programs = sessions[0].programs
+    sizes = {k: p._cache_size() for k, p in programs.jitted.items()}
+    assert sizes == {"create": 1, "offline": 0, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
+    assert list(programs.compiled) == [("offline", 5)]
 
 
 def test_both_phases_are_marked_and_the_switch_is_measured(both):
@@ -211,7 +213,7 @@ def test_a_run_that_diverges_offline_is_named(tmp_path):
     said = serve("td3_bc", *COMMON, "--grid.learning-rate", 1e30, 3e-4, "--out", tmp_path / "run")
     assert "run 0 (seed 0) has diverged at offline step 10" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["diverged_at_step"] == {"0": 10}
+    assert summary["diverged_at_step"] == {"0": {"phase": "offline", "step": 10}}
     assert np.isfinite(summary["final"][0]["score"])
 
 

@@ -269,6 +269,11 @@ def test_a_task_without_a_scale_of_returns_is_refused_at_every_point_of_a_grid(t
         with pytest.raises(Refused, match="Hopper-v5 has no normalised return"):
             training.serve(REDQAdaptiveBC, Config, PRESETS, [*scratch, *arguments], Console())
     assert not list(tmp_path.iterdir())
+    # Offline nothing adapts.
+    offline = Config(online_steps=0, alpha_online=5.0)
+    assert offline.problem() is None
+    assert offline.misfit(tasks.find("Hopper-v5")) is None
+    assert "--alpha-online" in dataclasses.replace(offline, online_steps=100_000).problem()
 
 
 @pytest.mark.parametrize(

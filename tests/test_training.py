@@ -212,6 +212,47 @@ def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
     assert without(healthy, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
 
 
+def test_only_what_is_not_finite_is_played_as_zero(whole):
+    said = []
+    session = types.SimpleNamespace(
+        progress={"phase": "online", "step": 7, "diverged_at_step": {}}, seeds=[0, 1], announce=said.append
+    )
+    action = np.ones((2, 3, 4), np.float32)
+    action[1, 2, 0] = np.nan
+    played = training.Session.playable(session, action)
+    assert played[1, 2].tolist() == [0] * 4
+    played[1, 2] = 1
+    assert (played == 1).all()
+    assert said == ["run 1 (seed 1) has diverged at online step 7"]
+    assert session.progress["diverged_at_step"] == {"1": {"phase": "online", "step": 7}}
+
+
+@pytest.mark.parametrize("name", ["eval_every", "eval_episodes", "log_every"])
+def test_a_resumed_run_is_evaluated_as_it_began(whole, tmp_path, name):
+    out = tmp_path / "run"
+    out.mkdir()
+    config = json.loads((whole / "config.json").read_text())
+    config["run"][name] += 1  # what a preset said then
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=rf"{name} was \d+ when it began and is \d+ now"):
+        serve("--resume", out)
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "eval.csv"])
+def test_tables_that_cannot_be_written_refuse_a_resume(whole, tmp_path, monkeypatch, name):
+    out = tmp_path / "run"
+    crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
+    before = (out / name).read_bytes()
+    (out / f".{name}.partial").mkdir()
+    with pytest.raises(Refused, match=rf"{name}: cannot be written .* --resume"):
+        serve("--resume", out)
+    assert (out / name).read_bytes() == before
+    (out / f".{name}.partial").rmdir()
+    assert serve("--resume", out)[0] == 0
+    assert table(out / name) == table(whole / name)
+
+
 def test_evaluation_does_not_touch_training(whole, tmp_path):
     serve(*SMALL, "--num-seeds", 2, "--eval-every", 60, "--eval-episodes", 5, "--out", tmp_path / "run")
     assert [r["step"] for r in table(tmp_path / "run" / "eval.csv", run=0)] == ["60", "120", "180"]
@@ -293,11 +334,13 @@ def test_a_resumed_run_keeps_its_devices_and_names_what_has_changed(whole, tmp_p
     config = json.loads((out / "config.json").read_text())
     assert config["devices"] == 2
     monkeypatch.setattr(training, "cores", lambda: 1)
-    changed = config | {"source_sha256": "0", "versions": config["versions"] | {"jax": "0.0.1"}}
+    changed = config | {
+        "sources": {"rlpd.py": "0", "common/": "0"}, "versions": config["versions"] | {"jax": "0.0.1"},
+    }  # fmt: skip
     (out / "config.json").write_text(json.dumps(changed))
     status, said = serve("--resume", out)
     assert status == 0
-    assert "rlpd.py has changed; jax was 0.0.1, is 0." in said
+    assert "rlpd.py has changed; common/ has changed; jax was 0.0.1, is 0." in said
     assert table(out / "metrics.csv") == table(whole / "metrics.csv")
     # More devices than there are: it goes on with those, and says so.
     shutil.rmtree(out)
@@ -357,7 +400,7 @@ def test_checkpoints_take_no_more_than_their_share_of_the_time(monkeypatch):
 
 
 def test_trackers_see_all_phases_as_one_and_go_on_after_a_resume(tmp_path, monkeypatch):
-    begun, scalars = [], []
+    begun, scalars, logged = [], [], {}
 
     class Writer:
         def __init__(self, folder, purge_step):
@@ -371,7 +414,12 @@ def test_trackers_see_all_phases_as_one_and_go_on_after_a_resume(tmp_path, monke
 
     class Wandb:
         init = staticmethod(lambda **kw: begun.append((kw["id"], kw["resume"])) or Wandb())
-        log = finish = lambda *_: None
+
+        def finish(self):
+            pass
+
+        def log(self, values, step):
+            logged.update({(name, step): value for name, value in values.items()})
 
     for name, module in (("tensorboardX", {"SummaryWriter": Writer}), ("wandb", {"init": Wandb.init})):
         stub = types.ModuleType(name)
@@ -390,6 +438,8 @@ def test_trackers_see_all_phases_as_one_and_go_on_after_a_resume(tmp_path, monke
     losses = [step for name, step in scalars if name == "train/critic_loss/run0"]
     assert losses == [2, 4, 6, 12, 14, 16, 18, 20, 22, 24, 26]
     assert [step for name, step in scalars if name == "evaluation/score/run0"] == [6, 16, 26]
+    # Both are told the same of every step; what Weights & Biases has of a step already, it does not take again.
+    assert logged.keys() == set(scalars)
 
 
 def test_a_table_grows_a_column_where_a_row_brings_one(tmp_path):

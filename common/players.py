@@ -1,0 +1,178 @@
+"""Episodes of environments that a policy elsewhere acts in: in this process, or in processes of their own.
+
+A group of environments plays a schedule: for each, the seeds of the episodes that it plays one after the other. `begin`
+starts a schedule; then `wait` returns the observations [environments, o] to act on, and `act` takes the actions
+[environments, a] for them, until `wait` returns None and `played` holds what became of the episodes. Between `act` and
+`wait`, a group in a process of its own is at work while others are. Of an environment whose episodes are over nothing
+but zeros is seen, and it takes no notice of its actions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+
+from common.environments import Environment
+from common.errors import Refused
+
+Schedule = Sequence[Sequence[int]]
+"""For each environment, the seeds of its episodes."""
+
+
+class Lost(Exception):
+    """A process that plays has died, or could not make its environments; says which."""
+
+
+class Played(NamedTuple):
+    """One finished episode."""
+
+    return_: float
+    """Undiscounted sum of the environment's own reward."""
+    success: bool
+    """Whether the task was solved at any step."""
+    length: int
+    """Environment steps."""
+
+
+class Here:
+    """A group in this process."""
+
+    def __init__(self, make: Callable[[], Environment], count: int):
+        self.environments = [make() for _ in range(count)]
+        self.played: list[list[Played]] = []
+        """For each environment, its episodes in the order of the schedule."""
+
+    def begin(self, schedule: Schedule) -> None:
+        """Start to play."""
+        self._game, self._actions = self._play(schedule), None
+
+    def act(self, actions: np.ndarray) -> None:
+        """Take the actions for the last observations."""
+        self._actions = actions
+
+    def wait(self) -> np.ndarray | None:
+        """The next observations, or None."""
+        try:
+            return self._game.send(self._actions)
+        except StopIteration as end:
+            self.played = end.value
+            return None
+
+    def close(self) -> None:
+        """Release the simulations."""
+        for environment in self.environments:
+            environment.close()
+
+    def _play(self, schedule: Schedule) -> Generator[np.ndarray, np.ndarray, list[list[Played]]]:
+        observations = np.zeros((len(self.environments), self.environments[0].observation_size), np.float32)
+        played: list[list[Played]] = [[] for _ in schedule]
+        going = [number for number, seeds in enumerate(schedule) if seeds]
+        now = [Played(0.0, False, 0)] * len(schedule)
+        for number in going:
+            observations[number] = self.environments[number].reset(schedule[number][0])
+        while going:
+            actions = yield observations
+            for number in tuple(going):
+                taken = self.environments[number].step(actions[number])
+                observations[number] = taken.next_observation
+                return_, success, length = now[number]
+                now[number] = Played(return_ + taken.reward, success or taken.success, length + 1)
+                if not (taken.terminated or taken.truncated):
+                    continue
+                played[number].append(now[number])
+                if len(played[number]) == len(schedule[number]):
+                    going.remove(number)
+                    observations[number] = 0
+                else:
+                    now[number] = Played(0.0, False, 0)
+                    seed = schedule[number][len(played[number])]
+                    observations[number] = self.environments[number].reset(seed)
+        return played
+
+
+class Elsewhere:
+    """A group in a process of its own, which ends with this one, however this one ends."""
+
+    def __init__(self, make: Callable[[], Environment], count: int):
+        self.played: list[list[Played]] = []
+        self._connection, theirs = Pipe()
+        # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        start = f"from common.players import serve; serve({theirs.fileno()})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", start],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        self._send((make, count))
+
+    def begin(self, schedule: Schedule) -> None:
+        """As Here.begin. Raises Lost, as do the others."""
+        self._send(schedule)
+
+    def act(self, actions: np.ndarray) -> None:
+        """As Here.act."""
+        self._send(actions)
+
+    def wait(self) -> np.ndarray | None:
+        """As Here.wait."""
+        try:
+            reply = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        if isinstance(reply, Lost):
+            raise reply
+        if isinstance(reply, np.ndarray):
+            return reply
+        self.played = reply
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, message: object) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _lost(self) -> Lost:
+        with contextlib.suppress(EOFError, OSError):
+            if isinstance(last := self._connection.recv(), Lost):
+                return last
+        return Lost(f"a process that plays episodes has ended with status {self._process.wait()}")
+
+
+def serve(descriptor: int) -> None:
+    """The life of a process that plays, at the other end of a connection."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are for the process that trains, which ends this one
+    # The connection ends where that process does.
+    with Connection(descriptor) as connection, contextlib.suppress(EOFError, OSError):
+        try:
+            make, count = connection.recv()
+            here = Here(make, count)
+        except (Refused, ImportError, AttributeError) as error:
+            # As of an environment that only the other process knows, since its own main file has registered it.
+            connection.send(Lost(f"a process that plays episodes cannot make its environments: {error}"))
+            return
+        while True:
+            here.begin(connection.recv())
+            while (observations := here.wait()) is not None:
+                connection.send(observations)
+                here.act(connection.recv())
+            connection.send(here.played)
