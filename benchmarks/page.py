@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -95,9 +96,9 @@ def improvements(strata: dict[str, list]) -> Cells:
 def costs(runs: Sequence[Finished]) -> Cells:
     """What every command has taken, and on what."""
     lines = [["task", "variant", "runs", "device", "time", "of it evaluation", "steps/s of all runs", "most memory"]]
-    commands: dict[tuple[str, str], list[Finished]] = {}
+    commands: dict[Path, list[Finished]] = {}
     for run in runs:
-        commands.setdefault((run.task, command_of(run.config)), []).append(run)
+        commands.setdefault(run.folder, []).append(run)
     for run, *others in commands.values():
         summary, device = run.summary, run.config.get("device", {})
         count = sum(len(point.summary["final"]) for point in (run, *others))

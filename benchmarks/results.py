@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from common.errors import Refused
 from common.runs import Table, commit, device, versions, write_json
 
 FOLDER = Path(__file__).parent / "results"
+FILES = re.compile(r"^((?:--dataset=)?(?:d4rl|npz|ogbench):)(.+)$")
+"""An argument that names data by a file, or may: the kind, and the path."""
 
 
 def file(name: str, ending: str) -> Path:
@@ -41,8 +44,13 @@ def command_of(config: Mapping[str, Any]) -> str:
     """What repeats a run, from its config.json; its folder, and those of files, are the machine's own affair."""
     if "command" in config:
         return config["command"]
-    arguments = [f"d4rl:{Path(a).name}" if a.startswith("d4rl:") else a for a in without_folder(config["arguments"])]
-    return f"python algorithms/{config['algorithm']}.py {' '.join(arguments)}"
+    asked = without_folder(config["arguments"])
+    if config["dataset"] is None and "--dataset" in asked:
+        # Of runs that learn from no data, and could be told some nevertheless.
+        at = asked.index("--dataset")
+        del asked[at : at + 2]
+    arguments = [FILES.sub(lambda found: found[1] + Path(found[2]).name, argument) for argument in asked]
+    return f"python algorithms/{config['algorithm']}.py {shlex.join(arguments)}"
 
 
 def invocation(program: str) -> str:

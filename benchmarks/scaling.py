@@ -7,9 +7,8 @@ there is, on one machine) and from the environment steps that a core of this mac
 arithmetic. A benchmark is algorithms x tasks x seeds; those that have not been written are taken to cost what the
 measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or with one; a job is
 never spread over machines, jobs do not speak with each other, and go to whichever machine is free, the longest first:
-more machines are of no use than it takes so for all jobs to end with the longest. Sizes are the papers': a million
-updates offline, 250,000 environment steps of twenty updates each where an algorithm learns online, and twenty
-evaluations of ten episodes of a thousand steps.
+more machines are of no use than it takes so for all jobs to end with the longest. Sizes are the papers', as each
+algorithm's presets have them for one task of locomotion, and twenty evaluations of ten episodes of a thousand steps.
 
 Learning and environments are taken to wait for each other, as they do in training.py, and environments to have all the
 machine's cores. Rows go to benchmarks/results/scaling_NAME.{csv,json}, the page to scaling_NAME.md.
@@ -20,6 +19,7 @@ from __future__ import annotations
 import bisect
 import csv
 import heapq
+import importlib
 import itertools
 import json
 import time
@@ -34,11 +34,9 @@ from rich.markdown import Markdown
 
 from benchmarks.report import markdown
 from benchmarks.results import file, publish, write
-from benchmarks.throughput import ONLINE
-from common import environments, tasks
+from common import commandline, environments, tasks
 from common.errors import Refused, exiting
 
-OFFLINE_UPDATES, ONLINE_STEPS, UTD = 1_000_000, 250_000, 20
 EVALUATIONS, EPISODES, HORIZON = 20, 10, 1000
 TASK = "halfcheetah-medium"
 COLUMNS = {"algorithm", "whose", "runs", "updates_per_second", "first_two_calls_seconds"}
@@ -77,6 +75,15 @@ class Cost:
         return self.start + self.learning + self.environments
 
 
+def size(algorithm: str) -> tuple[int, int, int]:
+    """Updates offline, environment steps online, and updates at each of them, as the algorithm's presets have them."""
+    module = importlib.import_module(f"algorithms.{algorithm}")
+    config = commandline.parse(["--env", TASK], algorithm, "", module.Config, module.PRESETS).config
+    phases = dict(config.phases)
+    online = phases.pop("online", 0)
+    return sum(phases.values()), online, config.utd if online else 0
+
+
 def cost(rows: Sequence[dict[str, str]], algorithm: str, seeds: int, steps_per_second: float) -> Cost:
     """Of one algorithm on one task with some seeds; `steps_per_second` are the environments', on all cores.
 
@@ -84,12 +91,11 @@ def cost(rows: Sequence[dict[str, str]], algorithm: str, seeds: int, steps_per_s
     """
     measured = {int(row["runs"]): row for row in rows if (row["algorithm"], row["whose"]) == (algorithm, "ours")}
     row = measured[max(count for count in measured if count <= max(seeds, min(measured)))]
-    online_steps = ONLINE_STEPS if algorithm in ONLINE else 0
-    offline = 0 if algorithm == "rlpd" else OFFLINE_UPDATES
-    steps = online_steps + EVALUATIONS * EPISODES * HORIZON
+    offline, online, utd = size(algorithm)
+    steps = online + EVALUATIONS * EPISODES * HORIZON
     return Cost(
         start=float(row["first_two_calls_seconds"]),
-        learning=seeds * (offline + UTD * online_steps) / float(row["updates_per_second"]),
+        learning=seeds * (offline + utd * online) / float(row["updates_per_second"]),
         environments=seeds * steps / steps_per_second,
     )
 

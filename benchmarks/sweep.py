@@ -31,6 +31,7 @@ warned of its time limit, writes a checkpoint, and goes on where it is requeued.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -55,9 +56,10 @@ from rich.console import Console
 
 from benchmarks import cluster
 from benchmarks.results import without_folder
-from common import commandline, datasets, environments, recipes, tasks
+from common import commandline, datasets, environments, recipes, tasks, training
+from common.datasets.sources import fetch
 from common.errors import Refused, exiting
-from common.machine import tied
+from common.machine import cores, tied
 from common.runs import making, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +116,8 @@ class Job:
     flags: tuple[str, ...]
     num_seeds: int
     size: int | None
+    source: str | None = None
+    """Of its data, as the sweep has decided for all jobs of its task; None where its flags or the size say it."""
 
     @property
     def folder(self) -> Path:
@@ -146,21 +150,28 @@ class Job:
             raise self.refused(f"{taken[0]} is for the sweep to say; leave it out")
         request = self.request
         try:
+            training.check(request, tasks.find(self.task))
             check_playable(self.task)
             if request.config.uses_prior_data:
                 check_source(request.run.dataset or tasks.find(self.task).default_dataset)
         except Refused as refusal:
             raise self.refused(refusal) from refusal
 
-    def recipe(self) -> tuple[str, int | None] | None:
-        """Name and size of the recipe whose data it learns from, if it does."""
+    def data(self) -> tuple[str, int | None] | None:
+        """What it learns from, if from anything: a source, and how many transitions to make if the suite says so."""
         if not self.request.config.uses_prior_data:
             return None
-        if self.made is not None and self.request.run.dataset is None:
-            return self.task, self.size
-        source = self.request.run.dataset or datasets.default_source(tasks.find(self.task))
-        kind, _, name = source.partition(":")
-        return (name, None) if kind == "recipe" else None
+        if self.request.run.dataset is None and self.made is not None:
+            return f"recipe:{self.task}", self.size
+        return self.request.run.dataset or self.source, None
+
+    def decided(self, sources: dict[str, str | None]) -> Job:
+        """Itself with the source that its task has in `sources`, where one is decided on if there is none."""
+        if not self.request.config.uses_prior_data or self.request.run.dataset is not None or self.made is not None:
+            return self
+        if self.task not in sources:
+            sources[self.task] = datasets.default_source(tasks.find(self.task))
+        return dataclasses.replace(self, source=sources[self.task])
 
     @property
     def made(self) -> str | None:
@@ -171,7 +182,8 @@ class Job:
 
     def arguments(self) -> list[str]:
         """Its command line, without `--out`; the data must have been made."""
-        data = ["--dataset", self.made] if self.made and self.request.config.uses_prior_data else []
+        source = self.made or self.source
+        data = ["--dataset", source] if source is not None and self.request.config.uses_prior_data else []
         return ["--env", self.task, *data, *self.rest]
 
     @property
@@ -312,7 +324,10 @@ class Runner:
 
     def __init__(self, sweep: Sweep, suite: Suite, console: Console):
         self.folder, self.suite, self.console = sweep.runs / suite.name, suite, console
-        self.chosen = suite.jobs if sweep.only is None else [suite.jobs[sweep.only]]
+        self.sources: dict[str, str | None] = {}
+        """Task -> where the data of its jobs come from."""
+        self.only = sweep.only
+        self.chosen = suite.jobs if self.only is None else [suite.jobs[self.only]]
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(suite.jobs))
         self.shares: Queue[set[int]] = Queue()
@@ -328,6 +343,13 @@ class Runner:
         with self.lock:
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
+
+    def decide(self) -> None:
+        """Give all jobs of a task one source of data: what was within reach where the sweep began may not be here."""
+        path = self.folder / "suite.json"
+        self.sources = dict(json.loads(path.read_text()).get("sources", {})) if path.exists() else {}
+        self.suite.jobs = [job.decided(self.sources) for job in self.suite.jobs]
+        self.chosen = self.suite.jobs if self.only is None else [self.suite.jobs[self.only]]
 
     def command(self, job: Job) -> list[str] | None:
         """What is to be run for a job; None if it has finished. Raises Refused if another run lies in its folder."""
@@ -347,13 +369,16 @@ class Runner:
         share = self.shares.get()
         try:
             prefix = ["taskset", "-c", ",".join(map(str, sorted(share)))] if share else []
+            environment = os.environ | {"HEADSTART_CORES": str(len(share) or max(1, cores() // self.jobs))}
             log = self.folder / f"{job.folder}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as output:
                 with self.lock:
                     if self.stopping.is_set():
                         return 0
-                    process = subprocess.Popen(tied([*prefix, *command]), stdout=output, stderr=subprocess.STDOUT)
+                    process = subprocess.Popen(
+                        tied([*prefix, *command]), stdout=output, stderr=subprocess.STDOUT, env=environment
+                    )
                     self.running.add(process)
                 status = process.wait()
             with self.lock:
@@ -373,7 +398,7 @@ class Runner:
         """Write which folder is which job, for reports."""
         self.folder.mkdir(parents=True, exist_ok=True)
         jobs = [{"folder": str(j.folder), "task": j.task, "variant": j.variant} for j in self.suite.jobs]
-        path, described = self.folder / "suite.json", {"suite": self.suite.name, "jobs": jobs}
+        path, described = self.folder / "suite.json", {"suite": self.suite.name, "jobs": jobs, "sources": self.sources}
         # The jobs of an array, all at once, have nothing to write.
         if not path.exists() or json.loads(path.read_text()) != described:
             write_json(path, described)
@@ -412,6 +437,7 @@ def main(sweep: Sweep) -> int:
     if sweep.only is not None and not 0 <= sweep.only < len(suite.jobs):
         raise Refused(f"--only {sweep.only}: {suite.name} has the jobs 0 to {len(suite.jobs) - 1}")
     runner = Runner(sweep, suite, console)
+    runner.decide()
     open_jobs = [job for job in runner.chosen if runner.command(job)]
     for job in open_jobs:
         job.check()
@@ -431,10 +457,14 @@ def main(sweep: Sweep) -> int:
 
 
 def prepare(runner: Runner, jobs: Sequence[Job]) -> None:
-    """Make the data of the jobs, here and once rather than by every job that needs them, and the sweep's folder."""
-    for name, size in dict.fromkeys(recipe for job in jobs if (recipe := job.recipe())):
-        with making(runner.console) as progress:
-            recipes.make(name, size, progress=progress)
+    """Make or fetch the data of the jobs, once rather than by every job that needs them, and the sweep's folder."""
+    for source, size in dict.fromkeys(data for job in jobs if (data := job.data())):
+        kind, _, name = source.partition(":")
+        if kind == "recipe":
+            with making(runner.console) as progress:
+                recipes.make(name, size, progress=progress)
+        else:
+            fetch(source)
     runner.describe()
 
 

@@ -457,21 +457,22 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     scaling.main(scaling.Scaling("small", algorithms=2, tasks=3, seeds=10, machines=(1, 1000)))
     with (tmp_path / "scaling_small.csv").open() as file:
         one, many = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    # Ten seeds: cloning a million updates each, five at a time; RLPD five million; evaluations 200,000 steps of each
-    # seed at 2 x 500 per second, and RLPD's own 250,000.
-    cloning, rlpd = 10 + 10e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * 450
+    # Ten seeds: cloning half a million updates each, five at a time; RLPD five million; evaluations 200,000 steps of
+    # each seed at 2 x 500 per second, and RLPD's own 250,000.
+    cloning, rlpd = 10 + 5e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * 450
     np.testing.assert_allclose(one["together_hours"], 3 * (cloning + rlpd) / 3600)
     assert (one["together_jobs"], one["alone_jobs"], one["together_busy"]) == (6, 60, 1)
     np.testing.assert_allclose(many["together_hours"], rlpd / 3600)
     np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 450) / 3600)
-    # Three of RLPD's jobs, and cloning's by twos; with one seed in each, thirty of RLPD's, and cloning's by fours.
-    assert rlpd / 3 < cloning < rlpd / 2
+    # Three of RLPD's jobs, and cloning's all on one; with one seed in each, thirty of RLPD's, and cloning's by sevens.
+    assert 3 * cloning < rlpd
+    assert (5e6 / 1000 + 450) // (5 + 5e5 / 1000 + 200) == 7
     said = " ".join((tmp_path / "scaling_small.md").read_text().split())
     assert "with 10 seeds" in said
-    assert "with all seeds in one job, 5 machines end with it, after 4.0 hours, and more are of no use" in said
-    assert "hours, 38 do, after 1.5 hours" in said
+    assert "with all seeds in one job, 4 machines end with it, after 4.0 hours, and more are of no use" in said
+    assert "hours, 35 do, after 1.5 hours" in said
     about = json.loads((tmp_path / "scaling_small.json").read_text())
-    assert about["machines_of_use"] == {"together": 5, "alone": 38}
+    assert about["machines_of_use"] == {"together": 4, "alone": 35}
     with replaced(tmp_path / "scaling_small.md"):
         scaling.main(scaling.Scaling("small"))
 

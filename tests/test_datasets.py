@@ -777,8 +777,15 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     assert not place.exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
+    # Another process may be first.
     monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original))
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: (shutil.copytree(a, b), rename(a, b)))
     first = load(source, "pointmaze-umaze")
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    monkeypatch.setattr(os, "rename", rename)
+    shutil.rmtree(place)
+    assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
     monkeypatch.setattr(sources, "answers", lambda url: pytest.fail("asked the host again"))
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
 

@@ -1,6 +1,7 @@
 """benchmarks/sweep.py does what is missing and nothing else; benchmarks/report.py counts as it says."""
 
 import csv
+import importlib.util
 import json
 import os
 import shlex
@@ -15,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from rich.console import Console
 
 from benchmarks import figures, published, report, results, sweep, two_ways
 from benchmarks.page import costs, rate
 from common import datasets, recipes, tasks
 from common.errors import Refused
+from common.machine import cores
 from common.recipes import locomotion
 from common.runs import RunDirectory
 
@@ -194,8 +197,10 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     started = []
 
     class Process:
-        def __init__(self, command, stdout, stderr):
+        def __init__(self, command, stdout, stderr, env):
             started.append(command)
+            # Side by side, they share the cores, for JAX's devices and for the processes that evaluate.
+            assert int(env["HEADSTART_CORES"]) == max(1, cores() // 2)
             self.fails = "--nonsense" in command
             out = Path(command[command.index("--out") + 1])
             if not self.fails:
@@ -330,23 +335,72 @@ def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "answers", lambda host: False)
 
     def needed(text: str) -> list[tuple[str, int | None] | None]:
-        return [job.recipe() for job in sweep.Suite.read(written(tmp_path, text)).jobs]
+        return [job.decided({}).data() for job in sweep.Suite.read(written(tmp_path, text)).jobs]
 
+    recipe = "recipe:pointmaze-umaze"
     own = SUITE.replace("size = 500", "")
-    assert needed(SUITE) == [("pointmaze-umaze", 500)] * 2
-    assert needed(own) == [("pointmaze-umaze", None)] * 2
+    assert needed(SUITE) == [(recipe, 500)] * 2
+    assert needed(own) == [(recipe, None)] * 2
     scratch = SUITE.replace('"bc --policy gaussian"', '"redq_adaptive_bc --preset redq-scratch"')
     scratch = scratch.replace("--offline-steps 20 ", "")
-    assert needed(scratch) == [("pointmaze-umaze", 500), None]
+    assert needed(scratch) == [(recipe, 500), None]
     # A run refuses data that it would not learn from.
     assert ["--dataset" in job.arguments() for job in sweep.Suite.read(written(tmp_path, scratch)).jobs] == [
         True,
         False,
     ]
     for text, size in ((SUITE, 500), (own, None)):
-        for source, recipe in (("d4rl:own.hdf5", None), ("recipe:pointmaze-medium", ("pointmaze-medium", None))):
+        for source in ("d4rl:own.hdf5", "recipe:pointmaze-medium"):
             chosen = text.replace("bc --policy", f"bc --dataset {source} --policy")
-            assert needed(chosen) == [("pointmaze-umaze", size), recipe]
+            assert needed(chosen) == [(recipe, size), (source, None)]
+
+
+def test_all_jobs_of_a_sweep_learn_from_the_data_it_began_with(tmp_path, monkeypatch):
+    """Also where others are within reach: on the machines that a script is run on, or a day later."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    suite = written(tmp_path, SUITE.replace("size = 500", "").replace("pointmaze-umaze", "hopper-medium"))
+    asked = sweep.Sweep(suite, runs=tmp_path / "runs", launcher="slurm")
+    fetched, made = [], []
+    monkeypatch.setattr(sweep, "fetch", fetched.append)
+    monkeypatch.setattr(recipes, "make", lambda name, size, progress: made.append(name))
+    for reachable, sources in ((False, {"hopper-medium": "recipe:hopper-medium"}), (True, None)):
+        monkeypatch.setattr(datasets, "answers", lambda host, reachable=reachable: reachable)
+        assert sweep.main(asked) == 0
+        told = json.loads((tmp_path / "runs" / "tiny" / "suite.json").read_text())
+        assert told["sources"] == (sources or {"hopper-medium": "recipe:hopper-medium"})
+        runner = sweep.Runner(asked, sweep.Suite.read(suite), Console())
+        runner.decide()
+        for job in runner.chosen:
+            assert job.arguments()[:4] == ["--env", "hopper-medium", "--dataset", "recipe:hopper-medium"]
+    assert (made, fetched) == (["hopper-medium"] * 2, [])
+    # A sweep that begins where the published data are within reach has them, and fetches them once.
+    (tmp_path / "runs" / "tiny" / "suite.json").unlink()
+    assert sweep.main(asked) == 0
+    published = tasks.find("hopper-medium").default_dataset
+    assert published.startswith("minari:")
+    assert fetched == [published]
+    runner = sweep.Runner(asked, sweep.Suite.read(suite), Console())
+    runner.decide()
+    assert runner.chosen[0].arguments()[3] == published
+
+
+@pytest.mark.parametrize(
+    ("line", "task", "told"),
+    [
+        ("rlpd --offline-ratio 0 --dataset recipe:hopper-medium", "hopper-medium", "nothing is learnt from data"),
+        ("redq_adaptive_bc --dataset recipe:hopper-medium", "Hopper-v4", "no normalised return"),
+        ("bc --wandb", "hopper-medium", "wandb is not installed"),
+    ],
+)
+def test_what_a_run_would_refuse_stops_a_sweep_before_it_makes_anything(tmp_path, monkeypatch, line, task, told):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    there = importlib.util.find_spec
+    text = f'[[parts]]\ntasks = ["{task}"]\n[parts.variants]\n"mine" = "{line}"\n'
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
+    with pytest.raises(Refused, match=f"variant 'mine' on {task}: .*{told}"):
+        sweep.main(sweep.Sweep(written(tmp_path, text), runs=tmp_path / "runs"))
+    assert not list((tmp_path / "data").glob("*"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_seeds_may_begin_elsewhere(tmp_path):
@@ -371,9 +425,9 @@ def test_shipped_suites_can_be_run(tmp_path, monkeypatch):
 
 def test_what_a_kill_left_at_the_very_start_does_not_stop_a_new_run(tmp_path):
     (tmp_path / ".config.json.partial").write_text("{")
-    RunDirectory.create(tmp_path, {})
+    RunDirectory.create(tmp_path, {"id": "1"})
     with pytest.raises(Refused, match="exists already"):
-        RunDirectory.create(tmp_path, {})
+        RunDirectory.create(tmp_path, {"id": "1"})
 
 
 def fake(folder: Path, task: str, scores: list[float], online: bool = False, diverged: dict | None = None) -> None:
@@ -604,6 +658,29 @@ def test_the_page_stands_alone_and_compares_variants(tmp_path):
     unscored(tmp_path / "own" / "c")
     report.main(report.Report((tmp_path,)))
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 1
+
+
+def test_two_runs_of_one_command_are_two_lines_of_costs(tmp_path):
+    for name in ("before", "after"):
+        fake(tmp_path / name, "hopper-medium", [60, 70])
+    head, *lines = costs(report.find([tmp_path]))
+    assert [dict(zip(head, line, strict=True))["variant"] for line in lines] == ["after", "before"]
+    assert [dict(zip(head, line, strict=True))["runs"] for line in lines] == ["2", "2"]
+
+
+def test_a_published_command_names_no_folder_of_this_machine_and_can_be_repeated():
+    def told(*arguments: str, data: bool = True) -> str:
+        config = {"algorithm": "bc", "arguments": list(arguments), "dataset": {} if data else None}
+        return results.command_of(config).removeprefix("python algorithms/bc.py ")
+
+    for kind in ("d4rl", "npz", "ogbench"):
+        assert told("--dataset", f"{kind}:/home/me/a b.x", "--seed", "1") == f"--dataset '{kind}:a b.x' --seed 1"
+        assert told(f"--dataset={kind}:../me/x") == f"--dataset={kind}:x"
+    assert told("--dataset", "minari:D4RL/door/human-v2", "--out", "x") == "--dataset minari:D4RL/door/human-v2"
+    # Once data could be named to runs that learn from none.
+    assert (
+        told("--env", "Hopper-v4", "--dataset", "minari:a/b-v0", "--utd", "2", data=False) == "--env Hopper-v4 --utd 2"
+    )
 
 
 def test_scores_on_the_very_data_have_a_place_among_published_ones(tmp_path):

@@ -309,8 +309,7 @@ def read_minari(task: Task, source: str, name: str) -> Rows:
     except (ValueError, TypeError) as error:
         raise Refused(f"{source} is not a Minari id: expected (namespace/)name-vN") from error
     folder = get_dataset_path(name) / "data"
-    if not folder.is_dir():
-        _download_minari(source, name)
+    fetch(source)
     try:
         metadata = MinariStorage.read_raw_metadata(folder)
         # Without its spaces Minari would make the environment that the file names, which may be any code at all.
@@ -388,8 +387,14 @@ def minari_remote() -> tuple[str, str]:
     return remote, hosts[kind]
 
 
-def _download_minari(source: str, name: str) -> None:
-    """Fetch a Minari data set as a whole or not at all."""
+def fetch(source: str) -> None:
+    """Download the data of a source, "minari:ID", unless they are here; those of other kinds are never downloaded.
+
+    As a whole or not at all. Raises Refused if they are out of reach.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "minari" or is_here(source):
+        return
     remote, host = minari_remote()
     offline = (
         f"offline, a copy in {get_dataset_path(name)} (MINARI_DATASETS_PATH chooses the folder), "
@@ -404,7 +409,11 @@ def _download_minari(source: str, name: str) -> None:
             if not (Path(temporary) / name / "data").is_dir():
                 raise Refused(f"{source}: {remote} has no such data set; `minari list remote` shows what it has")
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(Path(temporary) / name, target)
+            try:
+                os.rename(Path(temporary) / name, target)
+            except OSError:
+                if not is_here(source):  # else another process has fetched them meanwhile
+                    raise
     except Refused:
         raise
     except Exception as error:  # the client libraries of two clouds, and the disk
