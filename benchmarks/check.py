@@ -7,9 +7,10 @@ final scores are held against the recorded ones, and then all together. The ques
 would be so low if old and new seeds were dealt anew (a permutation test), which holds for scores of every shape, also
 for those that are 0 or 100. In 19 of 20 checks of unchanged code nothing at all is called worse (Bonferroni). That
 takes seeds: among seven comparisons, 3 new ones against 10 recorded, or the other way round; 3 against 3 say nothing.
-What has been trained on other data is not compared. Status 1 if anything is worse, or missing: a recorded variant
-without a finished run, on a task that another variant has finished or that a sweep's folder has among its jobs. Other
-recorded tasks are only mentioned, so that one task's folder can be checked by itself.
+What has been trained on other data is not compared; a recipe of AntMaze or locomotion gives other data on another kind
+of processor. Status 1 if anything is worse, or missing: a recorded variant without a finished run, on a task that
+another variant has finished or that a sweep's folder has among its jobs. Other recorded tasks are only mentioned, so
+that one task's folder can be checked by itself.
 """
 
 from __future__ import annotations

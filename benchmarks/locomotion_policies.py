@@ -4,7 +4,7 @@
 
 Soft actor-critic beside sixteen bodies (parallel_sac.py), with a small actor, so that many stages of it can be shipped.
 D4RL's definitions: `expert` is the policy trained to completion, here the one with the best return, sampled, among the
-stages of the last third; `medium` is the first with about a third of the expert's score; the replay is what was
+stages of the last third; `medium` is the first with two fifths of the expert's score; the replay is what was
 collected up to medium, here by stages evenly spaced from the beginning to there. Written are
 common/recipes/behaviour_BODY.npz and the learning curve, with the stages chosen, in
 benchmarks/results/locomotion_policies_BODY.{csv,json}; the command that made a body's policies stands there.

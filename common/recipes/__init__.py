@@ -82,7 +82,8 @@ def dataset_id(name: str, size: int | None = None, seed: int = 0) -> str:
 def make(name: str, size: int | None = None, seed: int = 0, progress: Progress | None = None) -> str:
     """Make a recipe's data, unless they are there already, and return their Minari id.
 
-    The same name, size and seed give the same data. They appear under their id only when they are complete.
+    The same name, size and seed give the same data on the same kind of processor; on another, where the policies of
+    AntMaze and locomotion round differently, other ones like them. They appear under their id only when complete.
     """
     if name not in names():
         raise Refused(f"unknown recipe {name!r}: the recipes are {', '.join(names())}")

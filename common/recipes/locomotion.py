@@ -1,7 +1,7 @@
 """Hopper's, HalfCheetah's and Walker2d's data, in D4RL's five qualities.
 
 `random`: actions drawn uniformly; `expert`: samples of the policy at the end of training; `medium`: of the policy when
-it had about a third of the expert's score; `medium-expert`: half of each; `medium-replay`: what was collected on the
+it first had two fifths of the expert's score; `medium-expert`: half of each; `medium-replay`: what was collected on the
 way to medium, here by stages of the policy evenly spaced from the beginning to there, in that order (D4RL's is the very
 replay buffer). The policies are our own (behaviour.py), and so are their scores:
 benchmarks/results/locomotion_recipes.csv. Fu et al., 2020, and D4RL's scripts/generation/mujoco.
