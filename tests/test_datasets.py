@@ -1,5 +1,6 @@
 """Prior data: readers, the rules that turn rows into transitions, refusals, the card."""
 
+import http.server
 import json
 import os
 import shutil
@@ -716,8 +717,10 @@ def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, mo
     shown = cards.format_card(cards.card(data, task))
     assert "recipe:antmaze-umaze for antmaze-umaze" in shown
     assert "NOT minari:D4RL/antmaze/umaze-v1" in shown
-    # Asked for by name, or there already, it is what it is called.
-    assert "NOT minari" not in cards.format_card(cards.card(datasets.load(task, "recipe:antmaze-umaze"), task))
+    # Asked for by name as well, as a sweep does that began out of reach; but not where it is another task's.
+    assert "NOT minari" in cards.format_card(cards.card(datasets.load(task, "recipe:antmaze-umaze"), task))
+    other = tasks.find("antmaze-umaze-diverse")
+    assert "NOT minari" not in cards.format_card(cards.card(datasets.load(other, "recipe:antmaze-umaze"), other))
     # Within reach, the published data come first; on this machine, nobody is asked.
     monkeypatch.setattr(datasets, "answers", lambda url: True)
     assert datasets.default_source(task) == "minari:D4RL/antmaze/umaze-v1"
@@ -865,6 +868,33 @@ def test_bad_ogbench_archives_are_refused(tmp_path):
     np.savez(tmp_path / "data.npz", **rows)
     assert "no rewards: choose one of OGBench's tasks" in refusal(source)
     assert "no name" in refusal("ogbench:../secret")
+
+
+def test_an_ogbench_archive_is_downloaded_once_and_as_a_whole(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    np.savez(tmp_path / "there" / "maze-v0.npz", **ogbench_rows())
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path / "there"))
+
+        def log_message(self, *_):
+            asked.append((self.command, self.path))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(sources, "OGBENCH_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(sources, "OGBENCH_FOLDER", tmp_path / "here")
+        with pytest.raises(Refused, match=r"other-v0 could not be downloaded from .*404"):
+            sources.fetch("ogbench:other-v0")
+        assert not list((tmp_path / "here").iterdir())
+        for _ in range(2):
+            sources.fetch("ogbench:maze-v0")
+        server.shutdown()
+    assert [call for call in asked if "maze" in call[1]] == [("GET", "/maze-v0.npz")]
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["maze-v0.npz"]
+    assert (tmp_path / "here/maze-v0.npz").read_bytes() == (tmp_path / "there/maze-v0.npz").read_bytes()
 
 
 def test_an_ogbench_task_has_the_rewards_and_masks_of_its_package(tmp_path):

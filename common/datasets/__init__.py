@@ -81,7 +81,7 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
 
     `progress` is called while a recipe makes its data: see `recipes.make`.
     """
-    asked, source = source, source or default_source(task)
+    source = source or default_source(task)
     if source is None:
         return None
     kind, _, name = source.partition(":")
@@ -94,7 +94,8 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
         rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
     else:
         rows = READERS[kind](task, source, name)
-    if asked is None and source != task.default_dataset:
+    published = (task.default_dataset or "").startswith("minari:")
+    if published and source == f"recipe:{task.datasets.get('recipe')}":
         rows.metadata["instead_of"] = task.default_dataset
     return _assemble(task, source, rows)
 

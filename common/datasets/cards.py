@@ -110,7 +110,7 @@ def format_card(card: dict[str, Any]) -> str:
         "duplicates": f"{card['duplicates']:,} pairs of observation and action",
     }
     if "instead_of" in card:
-        lines["RECIPE"] = f"made on this machine, NOT {card['instead_of']}, which is neither here nor within reach"
+        lines["RECIPE"] = f"made on this machine, NOT {card['instead_of']}"
     if card["differs_from_published"]:
         lines["WARNING"] = f"not the published data: {card['differs_from_published']}"
     return _aligned(lines)

@@ -217,11 +217,10 @@ def read_ogbench(task: Task, source: str, name: str) -> Rows:
     `rewards` and `masks` of the file, else its package's relabelling. They are functions of the state acted in, so that
     the task is over from the first state at the goal on. `terminal` is 1 - mask.
     """
-    path = Path(name).expanduser() if name.endswith(".npz") else (OGBENCH_FOLDER / f"{name}.npz").expanduser()
+    path = _ogbench_file(name)
+    fetch(source)
     if not path.is_file():
-        if name.endswith(".npz"):
-            raise Refused(f"{source}: there is no such file")
-        _download_ogbench(source, name, path)
+        raise Refused(f"{source}: there is no such file")
     states = ("qpos", "qvel", "button_states")
     arrays = archive(source, path, ("observations", "actions", "terminals"), ("rewards", "masks", *states))
     ends = flags(source, "terminals", arrays.pop("terminals"), len(arrays["observations"]))
@@ -276,8 +275,13 @@ def flags(source: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
     return array.astype(bool)
 
 
-def _download_ogbench(source: str, name: str, path: Path) -> None:
-    """Fetch one of OGBench's archives as a whole or not at all."""
+def _ogbench_file(name: str) -> Path:
+    """Where the data of "ogbench:NAME" or "ogbench:FILE.npz" lie."""
+    return (Path(name) if name.endswith(".npz") else OGBENCH_FOLDER / f"{name}.npz").expanduser()
+
+
+def _download_ogbench(source: str, name: str) -> None:
+    path = _ogbench_file(name)
     url = f"{OGBENCH_URL}/{name}.npz"
     offline = f"offline, put the file at {path} or name one with --dataset ogbench:FILE.npz"
     if not name.replace("-", "").replace("_", "").isalnum():
@@ -292,8 +296,8 @@ def _download_ogbench(source: str, name: str, path: Path) -> None:
                 total = int(response.headers.get("Content-Length") or 0) or None
                 with rich.progress.wrap_file(response, total, description=name) as stream:
                     shutil.copyfileobj(stream, file, 1 << 20)
-                if total is not None and part.stat().st_size != total:
-                    raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+            if total is not None and part.stat().st_size != total:
+                raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
             part.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise Refused(f"{source} could not be downloaded from {url} ({one_line(error)}); {offline}") from error
@@ -388,13 +392,18 @@ def minari_remote() -> tuple[str, str]:
 
 
 def fetch(source: str) -> None:
-    """Download the data of a source, "minari:ID", unless they are here; those of other kinds are never downloaded.
+    """Download the data of "minari:ID" or "ogbench:NAME", unless they are here; other kinds are never downloaded.
 
     As a whole or not at all. Raises Refused if they are out of reach.
     """
     kind, _, name = source.partition(":")
-    if kind != "minari" or is_here(source):
-        return
+    if kind == "minari" and not is_here(source):
+        _download_minari(source, name)
+    elif kind == "ogbench" and not name.endswith(".npz") and not is_here(source):
+        _download_ogbench(source, name)
+
+
+def _download_minari(source: str, name: str) -> None:
     remote, host = minari_remote()
     offline = (
         f"offline, a copy in {get_dataset_path(name)} (MINARI_DATASETS_PATH chooses the folder), "
@@ -424,7 +433,7 @@ def is_here(source: str) -> bool:
     """Whether the data of "minari:ID" or "ogbench:NAME" are on this machine."""
     kind, _, name = source.partition(":")
     if kind == "ogbench":
-        return (OGBENCH_FOLDER / f"{name}.npz").expanduser().is_file()
+        return _ogbench_file(name).is_file()
     return (get_dataset_path(name) / "data").is_dir()
 
 
