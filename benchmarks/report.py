@@ -34,7 +34,7 @@ from rich.console import Console
 from benchmarks import figures, published
 from benchmarks.finished import Finished, find, names, scored
 from benchmarks.page import page
-from benchmarks.results import command_of, file, publish, write
+from benchmarks.results import ROOM, command_of, file, publish, write
 from benchmarks.statistics import Statistic, balanced, interquartile_mean, interval, mean
 from common.errors import exiting
 from common.runs import Table
@@ -173,7 +173,7 @@ def main(report: Report) -> None:
         datasets=datasets_of(runs),
         evaluation_episodes=sorted({run.config["run"]["eval_episodes"] for run in runs}),
     )
-    Table(file(report.name, "_evaluations.csv")).keep(evaluations_of(runs))
+    Table(file(report.name, "_evaluations.csv"), ROOM).keep(evaluations_of(runs))
     write(file(report.name, ".md"), f"{text}\n\n{note}\n")
     write(file(report.name, ".png"), curves)
 

@@ -13,6 +13,8 @@ from common.errors import Refused
 from common.runs import Table, commit, device, versions, write_json
 
 FOLDER = Path(__file__).parent / "results"
+ROOM = "make room, or have it be yours"
+"""What helps where a result cannot be written."""
 FILES = re.compile(r"^((?:--dataset=)?(?:d4rl|npz|ogbench):)(.+)$")
 """An argument that names data by a file, or may: the kind, and the path."""
 
@@ -69,7 +71,7 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: 
     """
     table, account = file(name, ".csv"), file(name, ".json")
     FOLDER.mkdir(exist_ok=True)
-    Table(table).keep(rows)
+    Table(table, ROOM).keep(rows)
     about = {"command": invocation(program), "commit": commit(), "versions": versions(), "device": device()}
     write_json(account, about | more)
     return FOLDER / name

@@ -329,7 +329,7 @@ class Runner:
         self.only = sweep.only
         self.chosen = suite.jobs if self.only is None else [suite.jobs[self.only]]
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(suite.jobs))
+        self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(self.chosen))
         self.shares: Queue[set[int]] = Queue()
         for job in range(self.jobs):
             self.shares.put(set(usable[job :: self.jobs]))
@@ -358,9 +358,14 @@ class Runner:
         if not (out / "config.json").exists():
             return [*program, *job.arguments(), "--out", str(out)]
         config = json.loads((out / "config.json").read_text())
-        if config["algorithm"] != job.algorithm or without_folder(config["arguments"]) != job.arguments():
+        done, arguments = (out / "summary.json").exists(), without_folder(config["arguments"])
+        if done and (config["dataset"] or {}).get("source") == job.source:
+            # It may have found by itself the data that the sweep has decided on.
+            silent = dataclasses.replace(job, source=None).arguments()
+            arguments = job.arguments() if arguments == silent else arguments
+        if config["algorithm"] != job.algorithm or arguments != job.arguments():
             raise Refused(f"{out} holds another run than the suite asks for now: move it away to train anew")
-        return None if (out / "summary.json").exists() else [*program, "--resume", str(out)]
+        return None if done else [*program, "--resume", str(out)]
 
     def run(self, job: Job) -> int:
         """Train what is missing of a job: the exit status, 0 if there was nothing to do."""
@@ -369,7 +374,8 @@ class Runner:
         share = self.shares.get()
         try:
             prefix = ["taskset", "-c", ",".join(map(str, sorted(share)))] if share else []
-            environment = os.environ | {"HEADSTART_CORES": str(len(share) or max(1, cores() // self.jobs))}
+            own = min(len(share), cores()) if share else max(1, cores() // self.jobs)
+            environment = os.environ | {"HEADSTART_CORES": str(own)}
             log = self.folder / f"{job.folder}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as output:
@@ -441,6 +447,9 @@ def main(sweep: Sweep) -> int:
     open_jobs = [job for job in runner.chosen if runner.command(job)]
     for job in open_jobs:
         job.check()
+    for task, source in runner.sources.items():
+        if source != tasks.find(task).default_dataset:
+            console.print(f"{task}: learns from {source}, as the published data are not within reach", highlight=False)
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
     if sweep.launcher == "ray" and open_jobs:
         resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)

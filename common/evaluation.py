@@ -15,7 +15,9 @@ from common.players import Elsewhere, Here, Lost, Played
 from common.tasks import Task
 
 MOST_ENVIRONMENTS = 64
-"""Of all runs together: each holds a simulation of its own in memory."""
+"""Of all runs together, unless there are more runs: each holds a simulation of its own in memory."""
+ROWS = 32
+"""Episodes of a run that its policy acts in at once, at most."""
 MANY_STEPS = 50_000
 """Of environments, in one evaluation: from here on it pays to start processes for them."""
 
@@ -63,15 +65,22 @@ class Evaluator:
         `announce` is told, in a line, if such a process is lost; the evaluation is then played again in this one.
         """
         self.make, self.runs, self.episodes, self.announce = make, runs, episodes, announce
-        # At least two: a product with one row is computed, and rounded, in another way than one with more.
-        self.slots = min(episodes, max(2, MOST_ENVIRONMENTS // runs))
-        self.groups = self._groups(workers)
+        # A policy sees as many rows however many runs there are: for another number of them the compiler may round a
+        # product in another way, and a simulation makes much of that.
+        self.rows = min(episodes, ROWS)
+        self.slots = max(1, min(self.rows, MOST_ENVIRONMENTS // runs))
+        self.groups: list[tuple[Here | Elsewhere, slice]] = []
+        try:
+            self._start(workers)
+        except Lost as loss:
+            self._start_alone(loss)
 
     def __call__(self, act: Callable[[np.ndarray], Any], seeds: Sequence[int], step: int) -> list[Outcome]:
-        """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
+        """Play `episodes` episodes per run with `act`: observations [runs, rows, o] to actions [runs, rows, a].
 
-        Episode k of a run starts from a seed that depends on the run's seed, `step` and k alone, so that a run's
-        evaluation is the same whatever runs beside it, and in however many processes.
+        Rows in which nothing is played are zero. Episode k of a run starts from a seed that depends on the run's seed,
+        `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in however many
+        processes.
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [
@@ -82,9 +91,7 @@ class Evaluator:
         try:
             played = self._play(act, schedule)
         except Lost as loss:
-            self.announce(f"{loss}; evaluation goes on in this one")
-            self.close()
-            self.groups = self._groups(0)
+            self._start_alone(loss)
             played = self._play(act, schedule)
         outcomes = []
         for run in range(self.runs):
@@ -98,16 +105,24 @@ class Evaluator:
         for group, _ in self.groups:
             group.close()
 
-    def _groups(self, workers: int) -> list[tuple[Here | Elsewhere, slice]]:
-        """The groups, each with its share of the slots of all runs."""
+    def _start(self, workers: int) -> None:
+        """The groups, each with its share of the slots of all runs. Raises Lost."""
         total = self.runs * self.slots
         kind, count = (Elsewhere, min(workers, total)) if workers else (Here, 1)
         borders = [total * number // count for number in range(count + 1)]
-        return [(kind(self.make, end - start), slice(start, end)) for start, end in itertools.pairwise(borders)]
+        for start, end in itertools.pairwise(borders):
+            self.groups.append((kind(self.make, end - start), slice(start, end)))
+
+    def _start_alone(self, loss: Lost) -> None:
+        """One group in this process, in place of those there are."""
+        self.announce(f"{loss}; evaluation goes on in this one")
+        self.close()
+        self.groups = []
+        self._start(0)
 
     def _play(self, act: Callable[[np.ndarray], Any], schedule: list[list[int]]) -> list[list[Played]]:
         """The episodes of each slot of all runs."""
-        observations = None
+        observations: np.ndarray | None = None
         for group, share in self.groups:
             group.begin(schedule[share])
         going = self.groups
@@ -116,6 +131,7 @@ class Evaluator:
             for group, share in going:
                 seen = group.wait()
                 if seen is None:
+                    observations[share] = 0
                     continue
                 still.append((group, share))
                 if observations is None:
@@ -124,8 +140,9 @@ class Evaluator:
             going = still
             if not going:
                 return [episodes for group, _ in self.groups for episodes in group.played]
-            actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1)))
-            actions = actions.reshape(len(schedule), -1)
+            rows = np.zeros((self.runs, self.rows, observations.shape[1]), np.float32)
+            rows[:, : self.slots] = observations.reshape(self.runs, self.slots, -1)
+            actions = np.asarray(act(rows))[:, : self.slots].reshape(len(schedule), -1)
             for group, share in going:
                 group.act(actions[share])
 

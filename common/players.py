@@ -104,17 +104,20 @@ class Elsewhere:
 
     def __init__(self, make: Callable[[], Environment], count: int):
         self.played: list[list[Played]] = []
-        self._connection, theirs = Pipe()
         # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        start = f"from common.players import serve; serve({theirs.fileno()})"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", start],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        )
-        theirs.close()
+        try:
+            self._connection, theirs = Pipe()
+            with theirs:
+                start = f"from common.players import serve; serve({theirs.fileno()})"
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", start],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                )
+        except OSError as error:
+            raise Lost(f"a process that plays episodes cannot be started ({error.strerror})") from error
         self._send((make, count))
 
     def begin(self, schedule: Schedule) -> None:

@@ -96,20 +96,26 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+RESUME = "make room and continue with --resume"
+"""What helps where a run under way cannot write."""
+
+
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Refuse in one line if a file of a run under way cannot be written."""
+def writing(path: Path, remedy: str = RESUME) -> Iterator[None]:
+    """Refuse in one line if a file cannot be written."""
     try:
         yield
     except OSError as error:
-        raise Refused(f"{path}: cannot be written ({error.strerror}); make room and continue with --resume") from error
+        raise Refused(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
 
 
 class Table:
     """A CSV file that is appended to by whole lines, and grows a column where a row brings a new one."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, remedy: str = RESUME):
         self.path = path
+        self.remedy = remedy
+        """What helps where it cannot be written."""
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows, empty where they lack a column, and push them to the disk. Raises Refused if that fails."""
@@ -117,7 +123,7 @@ class Table:
         columns = list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
         if known and columns != known:
             self._replace(self.rows(), columns)
-        with writing(self.path), self.path.open("a", newline="") as file:
+        with writing(self.path, self.remedy), self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, columns)
             if not known:
                 writer.writeheader()
@@ -145,12 +151,12 @@ class Table:
         if wanted:
             self._replace(wanted, list(dict.fromkeys(name for row in wanted for name in row)))
         else:
-            with writing(self.path):
+            with writing(self.path, self.remedy):
                 self.path.unlink(missing_ok=True)
 
     def _replace(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.partial")
-        with writing(self.path):
+        with writing(self.path, self.remedy):
             with temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import environments, evaluation, machine, tasks
+from common import environments, evaluation, machine, players, tasks
 from common.collection import Collector
 from common.environments import Step
 from common.evaluation import Evaluator, episode_seed, useful_workers
@@ -181,18 +181,21 @@ def test_processes_play_the_same_episodes(workers):
     assert all(group._process.returncode is not None for group, _ in together.groups)
 
 
-def test_an_episode_goes_the_same_way_however_many_are_side_by_side(monkeypatch):
+@pytest.mark.parametrize(
+    ("episodes", "groups", "slots"),
+    [(2, ([3], [3, 8], [*range(70)]), (2, 2, 1)), (70, ([3], [3, 8], [1, 2, 3, 4, 5]), (32, 32, 12))],
+)
+def test_an_episode_goes_the_same_way_however_many_are_side_by_side(episodes, groups, slots):
     # A body that falls differently for every rounding of its actions, and the network that gives them.
     make = functools.partial(environments.open_named, "hopper-medium")
     actor = Network.create(DeterministicActor((256, 256), 3), jax.random.key(0), jnp.zeros(11))
     act = jax.jit(lambda x: jax.lax.map(actor, x))
-    returns = []
-    for most in (1, 6, 100):
-        monkeypatch.setattr(evaluation, "MOST_ENVIRONMENTS", most)
-        evaluator = Evaluator(make, 2, 7)
-        returns.append([outcome.returns.tolist() for outcome in evaluator(act, [3, 8], 0)])
-        assert evaluator.slots == min(7, max(2, most // 2))
-    assert returns[0] == returns[1] == returns[2]
+    found = []
+    for seeds, count in zip(groups, slots, strict=True):
+        evaluator = Evaluator(make, len(seeds), episodes)
+        assert evaluator.slots == count
+        found.append(evaluator(act, seeds, 0)[seeds.index(3)].returns.tolist())
+    assert found[0] == found[1] == found[2]
 
 
 def test_what_is_seen_of_an_environment_whose_episodes_are_over_is_zero():
@@ -229,6 +232,20 @@ def test_an_evaluation_outlives_the_processes_that_play_it():
     assert said == ["a process that plays episodes has ended with status -9; evaluation goes on in this one"]
     evaluator(grasping, [3, 8], 1)
     assert len(said) == 1
+
+
+def test_where_no_process_can_be_started_this_one_plays(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(players.subprocess, "Popen", refuse)
+    said = []
+    make = functools.partial(environments.open_named, "pointmaze-umaze")
+    with contextlib.closing(Evaluator(make, 1, 2, 2, said.append)) as evaluator:
+        assert len(evaluator(grasping, [0], 0)[0].returns) == 2
+    assert said == [
+        "a process that plays episodes cannot be started (Too many open files); evaluation goes on in this one"
+    ]
 
 
 def test_environments_that_only_this_process_knows_are_played_in_it():
