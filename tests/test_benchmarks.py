@@ -24,6 +24,7 @@ from algorithms import bc
 from benchmarks import (
     alarm,
     antmaze_data,
+    evaluations,
     fuzz,
     kill,
     lengths,
@@ -475,6 +476,24 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     assert about["machines_of_use"] == {"together": 4, "alone": 35}
     with replaced(tmp_path / "scaling_small.md"):
         scaling.main(scaling.Scaling("small"))
+
+
+def test_evaluations_are_timed_with_and_without_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    with pytest.raises(Refused, match="--workers must be at least 1"):
+        evaluations.main(evaluations.Evaluations(workers=(0,)))
+    evaluations.main(evaluations.Evaluations("pointmaze-umaze", 2, 2, workers=(1, 2), rounds=1, name="small"))
+    with (tmp_path / "evaluations_small.csv").open() as file:
+        alone, *others = csv.DictReader(file)
+    assert float(alone["times_alone"]) == 1
+    assert [row["processes"] for row in others] == ["1", "2"]
+    for row in others:
+        np.testing.assert_allclose(
+            float(row["times_alone"]), float(row["steps_per_second"]) / float(alone["steps_per_second"])
+        )
+    one = evaluations.Outcome(*(np.zeros(2) for _ in range(3)))
+    with pytest.raises(AssertionError):
+        evaluations.check([one], [dataclasses.replace(one, returns=np.ones(2))])
 
 
 RUN = """
