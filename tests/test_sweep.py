@@ -326,7 +326,8 @@ def test_what_has_finished_needs_no_data_any_more(tmp_path, capsys):
     (job,) = sweep.Suite.read(suite).jobs
     out = tmp_path / "runs" / "tiny" / job.folder
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps({"algorithm": "bc", "arguments": job.arguments()}))
+    told = {"algorithm": "bc", "arguments": job.arguments(), "dataset": {"source": f"npz:{tmp_path}/own.npz"}}
+    (out / "config.json").write_text(json.dumps(told))
     (out / "summary.json").write_text("{}")
     assert sweep.main(asked) == 0
     assert "1 jobs, 0 to do" in capsys.readouterr().out
