@@ -503,7 +503,7 @@ def test_a_finished_run_is_left_alone(whole):
 
 def test_sigterm_writes_a_checkpoint_and_a_resume_gives_the_same_numbers(whole, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, FILE, *SMALL, "--num-seeds", "2", "--out", out]
+    command = [sys.executable, FILE, *SMALL, "--num-seeds", "2", "--devices", "2", "--out", out]
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True)
     while not (out / "metrics.csv").exists():
         assert process.poll() is None
