@@ -327,7 +327,6 @@ class Runner:
         self.sources: dict[str, str | None] = {}
         """Task -> where the data of its jobs come from."""
         self.only = sweep.only
-        self.chosen = suite.jobs if self.only is None else [suite.jobs[self.only]]
         usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.jobs = min(sweep.jobs, len(usable) or sweep.jobs, len(self.chosen))
         self.shares: Queue[set[int]] = Queue()
@@ -344,12 +343,16 @@ class Runner:
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
 
+    @property
+    def chosen(self) -> list[Job]:
+        """The suite's jobs, or the only one that is asked for."""
+        return self.suite.jobs if self.only is None else [self.suite.jobs[self.only]]
+
     def decide(self) -> None:
         """Give all jobs of a task one source of data: what was within reach where the sweep began may not be here."""
         path = self.folder / "suite.json"
         self.sources = dict(json.loads(path.read_text()).get("sources", {})) if path.exists() else {}
         self.suite.jobs = [job.decided(self.sources) for job in self.suite.jobs]
-        self.chosen = self.suite.jobs if self.only is None else [self.suite.jobs[self.only]]
 
     def command(self, job: Job) -> list[str] | None:
         """What is to be run for a job; None if it has finished. Raises Refused if another run lies in its folder."""
@@ -449,7 +452,7 @@ def main(sweep: Sweep) -> int:
         job.check()
     for task, source in runner.sources.items():
         if source != tasks.find(task).default_dataset:
-            console.print(f"{task}: learns from {source}, as the published data are not within reach", highlight=False)
+            console.print(f"{task}: learns from {source}, as no published data were within reach", highlight=False)
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
     if sweep.launcher == "ray" and open_jobs:
         resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)

@@ -286,7 +286,7 @@ class Session:
         reporter.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
 
     def whole_seconds(self) -> float:
-        """Of the command so far, from its first agent on, without what an interruption lost."""
+        """Of the command so far, once its data are there, without what an interruption lost."""
         return self.progress["whole_seconds"] + time.perf_counter() - self.began
 
     @property
