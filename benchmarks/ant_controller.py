@@ -2,9 +2,9 @@
 
     python -m benchmarks.ant_controller [--minutes 15] [--seed 0]
 
-Ants walk towards waypoints, half of them on an open plane, half between the walls of AntMaze Large, all in one batched
-simulation; soft actor-critic (the agent of algorithms/rlpd.py without prior data) learns beside them from three-step
-returns, every transition shown in one of its eight symmetries, drawn anew each time. Written are
+D4RL's ants walk towards waypoints, half of them on an open plane, half between the walls of AntMaze Large, all in one
+batched simulation; soft actor-critic (the agent of algorithms/rlpd.py without prior data) learns beside them from
+three-step returns, every transition shown in one of its eight symmetries, drawn anew each time. Written are
 common/recipes/ant_controller.npz and the learning curve in benchmarks/results/ant_controller.{csv,json}.
 """
 
@@ -30,14 +30,15 @@ from algorithms.rlpd import RLPD, Config
 from benchmarks import parallel_sac
 from benchmarks.parallel_sac import Learner, Pace
 from benchmarks.results import publish
+from common import environments
 from common.errors import Refused, exiting
 from common.recipes import ant, mazes
 from common.recipes.behaviour import Policy
 from common.replay import Batch
 
 MODEL = Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"
-STEP = 0.05
-"""s per action: five steps of the simulation."""
+STEP = 0.1
+"""s per action: five steps of the simulation of D4RL's ant."""
 LEARNER = Config(
     discount=1.0,  # n-step transitions carry their own, in the mask
     ensemble=2, target_subset=2, layer_norm=True, utd=2, batch_size=256, offline_ratio=0.0, initial_temperature=0.1,
@@ -57,7 +58,7 @@ class Training(Pace):
     weights: Path = ant.WEIGHTS
     """Where the controller is written."""
     simulations: int = 64
-    discount: float = 0.985
+    discount: float = 0.98
     steps_ahead: int = 3
     random_steps: int = 20_000
     updates: int = 2
@@ -77,7 +78,9 @@ class Herd:
         if layout is not None:
             self.maze, path = Maze.make_maze(path, layout, 4, 0.5)
             self.free = mazes.free_cells(layout)
-        self.simulations = Simulations(mujoco.MjModel.from_xml_path(path), nsim=count)
+        model = mujoco.MjModel.from_xml_path(path)
+        environments.as_d4rl(model)
+        self.simulations = Simulations(model, nsim=count)
         if self.maze is not None:
             Path(path).unlink()
         names = ("qpos", "qvel", "ctrl", "qacc_warmstart")

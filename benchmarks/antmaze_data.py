@@ -1,11 +1,12 @@
-"""What AntMaze's recipes are made of: how well the ant walks, what its data contain, what of the maze they cover.
+"""What AntMaze's recipes are made of: its two ants, how well ours walks, what its data contain, what they cover.
 
     python -m benchmarks.antmaze_data [--episodes 50] [--tasks antmaze-large-diverse ...] [--size N]
 
+Under random actions in the U: how often D4RL's ant, the recipes', and Gymnasium's, of Minari's form, turn over.
 From the task's start to its goal, along waypoints, with action noise 0 and 0.2: episodes that reach the goal within the
 task's limit, and how many steps they take. Then, for each recipe, made if it is not there: its time, its size, and the
-share of source episodes that pass the task's goal. Results go to benchmarks/results/antmaze_{walks,recipes}.{csv,json}
-and antmaze_coverage.png.
+share of source episodes that pass the task's goal. Results go to
+benchmarks/results/antmaze_{ants,walks,recipes}.{csv,json} and antmaze_coverage.png.
 """
 
 from __future__ import annotations
@@ -43,11 +44,36 @@ class AntMazeData:
     """What is looked at."""
 
     episodes: int = 50
-    """Walks from start to goal per maze and noise; none to describe the recipes only."""
+    """Random episodes per ant, and walks from start to goal per maze and noise; none to describe the recipes only."""
     tasks: tuple[str, ...] = RECIPES
     """Recipes to describe; none to look at the walks only."""
     size: int | None = None
     """Transitions of each, instead of the recipe's own number."""
+
+
+def ants(episodes: int, console: Console) -> list[dict]:
+    """What random actions do to either ant in the U."""
+    rows = []
+    for ant, size in (("D4RL's", 29), ("Gymnasium's", 31)):
+        environment = environments.open_form(tasks.find("antmaze-umaze"), size)
+        overturned = np.zeros((episodes, environment.horizon), bool)
+        for number in range(episodes):
+            environment.reset(number)
+            actions = np.random.default_rng(number).uniform(-1, 1, (environment.horizon, environment.action_size))
+            for step, action in enumerate(actions.astype(np.float32)):
+                x, y = environment.step(action).next_observation[4:6]
+                overturned[number, step] = 1 - 2 * (x * x + y * y) < 0
+        environment.close()
+        row = {
+            "ant": ant,
+            "episodes": episodes,
+            "steps": environment.horizon,
+            "episodes_ending_overturned": int(overturned[:, -1].sum()),
+            "share_of_steps_overturned": float(overturned.mean()),
+        }
+        rows.append(row)
+        console.print("  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
+    return rows
 
 
 def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
@@ -120,7 +146,7 @@ def draw(places: dict[str, np.ndarray]) -> None:
                 if maze.maze_map[row][column] == mazes.WALL:
                     x, y = maze.cell_rowcol_to_xy(np.array([row, column])) - 2
                     axes.add_patch(Rectangle((x, y), 4, 4, color="0.75", linewidth=0))
-        some = positions[:: max(1, len(positions) // 30_000)]
+        some = positions[:: max(1, len(positions) // 30_000)] + environment.origin
         axes.plot(*some.T, ",", color="C0", alpha=0.5)
         axes.plot(*maze.unique_goal_locations[0], "*", color="black", markersize=12)
         axes.set(title=name, aspect="equal", xlabel="x, m", ylabel="y, m")
@@ -130,7 +156,7 @@ def draw(places: dict[str, np.ndarray]) -> None:
 
 
 def main(options: AntMazeData) -> None:
-    """Walks, then the recipes, then the picture."""
+    """Ants, walks, then the recipes, then the picture."""
     unknown = [name for name in options.tasks if name not in RECIPES]
     if unknown:
         raise Refused(f"--tasks {unknown[0]}: there are {', '.join(RECIPES)}")
@@ -138,6 +164,7 @@ def main(options: AntMazeData) -> None:
         raise Refused(f"--episodes must be 0 or more, not {options.episodes}")
     console = Console()
     if options.episodes:
+        publish("antmaze_ants", ants(options.episodes, console), "benchmarks.antmaze_data")
         publish("antmaze_walks", walks(options.episodes, console), "benchmarks.antmaze_data")
     described = {name: describe(name, options.size, console) for name in options.tasks}
     if described:

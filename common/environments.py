@@ -6,11 +6,12 @@ other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
 - D4RL's AntMaze form, the default: the goal is not observed but fixed, at the centre of the goal cell; success is
-  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and one start, with D4RL's noise on the first
-  state; PointMaze, the same task with a point for a robot, has 4, position and velocity, and starts within a quarter of
-  a cell of there.
+  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and one start, the origin, with D4RL's noise on
+  the first state; its ant is D4RL's, which has a fifth of the torque of Gymnasium's. PointMaze, the same task with a
+  point for a robot, has 4, position and velocity, and starts within a quarter of a cell of its start.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
-  quarter of a cell around theirs; PointMaze has 6, goal and start anywhere.
+  quarter of a cell around theirs, the origin in the middle of the maze, and Gymnasium's ant; PointMaze has 6, goal and
+  start anywhere.
 All stop at the goal. Results in one form are not comparable with results in the other.
 """
 
@@ -87,11 +88,18 @@ class Environment:
         self._low, self._high = action.low, action.high
         self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
-        self._goal = tuple(environment.unwrapped.maze.unique_goal_locations[0].tolist()) if fixed_goal else None
+        self.origin = np.zeros(2)
+        """m: where, in the simulation, observed positions have their origin."""
+        self._goal = None
+        if fixed_goal:
+            maze = environment.unwrapped.maze
+            if task.family == "antmaze":
+                self.origin = np.array(maze.unique_reset_locations[0], float)
+            self._goal = np.array(maze.unique_goal_locations[0], float) - self.origin
 
-    def reset(self, seed: int) -> np.ndarray:
-        """The first observation of the episode of this seed, float32 [observation]."""
-        return self._flat(self.raw.reset(seed=seed)[0])
+    def reset(self, seed: int, options: dict[str, Any] | None = None) -> np.ndarray:
+        """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's."""
+        return self._flat(self.raw.reset(seed=seed, options=options)[0])
 
     def step(self, action: np.ndarray) -> Step:
         """Apply an action, float [action] in [-1, 1]."""
@@ -105,8 +113,8 @@ class Environment:
         if self._goal is None:
             success = bool(info.get("success", False))
         else:
-            x, y = raw["achieved_goal"].tolist()
-            success = math.hypot(x - self._goal[0], y - self._goal[1]) <= _FIXED_GOAL_RADIUS
+            x, y = (raw["achieved_goal"] - self.origin - self._goal).tolist()
+            success = math.hypot(x, y) <= _FIXED_GOAL_RADIUS
         if self.task.reaches_goal:
             reward, terminated = float(success), success
         elif self.task.family == "adroit-binary":
@@ -126,7 +134,7 @@ class Environment:
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether transitions of a maze reach the goal pursued in `observation`, [n, observation] each."""
-        goal = observation[:, -2:] if self._goal is None else np.array(self._goal)
+        goal = observation[:, -2:] if self._goal is None else self._goal
         radius = _GOAL_RADIUS if self._goal is None else _FIXED_GOAL_RADIUS
         return np.linalg.norm(next_observation[:, :2].astype(np.float64) - goal, axis=1) <= radius
 
@@ -135,8 +143,9 @@ class Environment:
         maze = self.raw.unwrapped.maze
         walls = np.array([[cell == 1 for cell in row] for row in maze.maze_map])
         # Numpy's version of `Maze.cell_xy_to_rowcol`.
-        row = np.floor((maze.y_map_center - observation[:, 1]) / maze.maze_size_scaling)
-        column = np.floor((observation[:, 0] + maze.x_map_center) / maze.maze_size_scaling)
+        x, y = observation[:, :2].T + self.origin[:, None]
+        row = np.floor((maze.y_map_center - y) / maze.maze_size_scaling)
+        column = np.floor((x + maze.x_map_center) / maze.maze_size_scaling)
         inside = (row >= 0) & (row < walls.shape[0]) & (column >= 0) & (column < walls.shape[1])
         return ~inside | walls[np.where(inside, row, 0).astype(int), np.where(inside, column, 0).astype(int)]
 
@@ -145,6 +154,8 @@ class Environment:
         self.raw.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
+        if self.origin.any():
+            observation = observation | {"achieved_goal": observation["achieved_goal"] - self.origin}
         return flatten(observation, self._keys)
 
 
@@ -175,8 +186,7 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
     """The environment of a task in the form that data of these sizes have; by default the first of its forms."""
     fixed_size = _FIXED_GOAL_SIZES.get(task.family)
     fixed_goal = fixed_size is not None and observation_size in (None, fixed_size)
-    # The point's observed goal is anywhere, as where Minari's sets were collected: the environment's own map.
-    keywords = {} if task.family == "pointmaze" and not fixed_goal else task.keywords
+    keywords = task.goal_keywords if fixed_size is not None and not fixed_goal else task.keywords
     try:
         with _quiet():
             raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)
@@ -192,6 +202,7 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
         # none, so that all episodes of a deterministic policy would be one and the same.
         raw.unwrapped.position_noise_range = 0.0
         raw.unwrapped.ant_env._reset_noise_scale = _RESET_NOISE
+        as_d4rl(raw.unwrapped.model)
     environment = Environment(task, raw, fixed_goal)
     for size, own, what in (
         (observation_size, environment.observation_size, "observation"),
@@ -207,6 +218,18 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
     return environment
 
 
+def as_d4rl(model: mujoco.MjModel) -> None:
+    """Make Gymnasium's ant D4RL's (d4rl/locomotion/assets/ant.xml), in place; the bodies are the same.
+
+    D4RL's has a fifth of the torque, twice the time per step and softer contacts. Under random actions Gymnasium's lies
+    on its back, from where it cannot rise, after a few seconds; D4RL's does not fall.
+    """
+    model.actuator_gear[:, 0] = 30.0
+    model.opt.timestep = 0.02
+    model.geom_solref[:] = (0.02, 1.0)
+    model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
+
+
 def open_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
     """As `open_form`, by the task's name: in words that another process understands."""
     return open_form(tasks.find(name), observation_size, action_size)
@@ -220,8 +243,8 @@ def check_maze(environment: Environment, dataset: Dataset) -> None:
     if stray > _STRAY_SHARE:
         raise Refused(
             f"{environment.task.name}: {stray:.1%} of the positions in {dataset.source} lie inside walls of the maze "
-            "that is played: another maze, a mirrored one or another frame (D4RL's own files do not have the "
-            "centre as origin); data in gymnasium-robotics' frame work"
+            "that is played: another maze, a mirrored one or another frame; what works is "
+            + ("D4RL's, whose origin is the start" if environment.origin.any() else "gymnasium-robotics', centred")
         )
 
 

@@ -40,7 +40,9 @@ class Task:
     environment: str
     """Gymnasium id."""
     keywords: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Arguments of `gymnasium.make` beyond the id."""
+    """Arguments of `gymnasium.make` beyond the id; of a maze, for the form that does not observe the goal."""
+    goal_keywords: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """The same of a maze, for the form that observes the goal."""
     horizon: int | None = None
     """Steps after which an episode is truncated; None where the environment sets no limit."""
     datasets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -95,6 +97,12 @@ _MAZES = {
     "medium": _maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)),
     "large": _maze(maps.LARGE_MAZE, (1, 1), (7, 9)),
 }
+# D4RL's rows run along +y, gymnasium-robotics' along -y. Its U starts at (1, 1) and ends at (3, 1).
+_D4RL_MAZES = {
+    "umaze": _maze(maps.U_MAZE, (1, 1), (3, 1))[::-1],
+    "medium": _MAZES["medium"][::-1],
+    "large": _MAZES["large"][::-1],
+}
 _ANT_MAZES = {
     "umaze": ("AntMaze_UMaze-v4", 700),
     "medium": ("AntMaze_Medium-v4", 1000),
@@ -144,7 +152,8 @@ def _table() -> dict[str, Task]:
                 f"antmaze-{variant}",
                 "antmaze",
                 environment,
-                keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
+                keywords=MappingProxyType({"maze_map": _D4RL_MAZES[maze]}),
+                goal_keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
                 horizon=horizon,
                 datasets=MappingProxyType({"minari": source, "recipe": f"antmaze-{variant}"}),
                 default_dataset=f"minari:{source}",

@@ -15,7 +15,9 @@ MODEL = Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"
 
 @pytest.fixture(scope="module")
 def model() -> mujoco.MjModel:
-    return mujoco.MjModel.from_xml_path(str(MODEL))
+    model = mujoco.MjModel.from_xml_path(str(MODEL))
+    environments.as_d4rl(model)
+    return model
 
 
 def state_of(data: mujoco.MjData) -> np.ndarray:

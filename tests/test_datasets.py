@@ -313,11 +313,16 @@ U_PATH = [
 ]
 
 
+def frame_of(width):
+    """Where the U's middle has its place in data of this width: D4RL's origin is the start."""
+    return np.array([4.0, 4.0]) if width == 29 else np.zeros(2)
+
+
 def ant_rows(width, goal=(-4, 4)):
     """One source episode of an ant that reaches the goal, rests there, walks off and comes back."""
     count = len(U_PATH)
     observation = np.zeros((count, width), np.float32)
-    observation[:, :2] = U_PATH
+    observation[:, :2] = U_PATH + frame_of(width)
     if width == 31:
         observation[:, 29:] = goal
     return {
@@ -334,7 +339,7 @@ def test_goals_are_relabelled_and_the_episode_is_cut_there(write, width):
     """Mask from success: the data themselves have no terminals, and reward that goes on at the goal."""
     data = load(write(ant_rows(width)), "antmaze-umaze")
     # Reached after rows 5 and 9. Rows 6 to 8 and 10 start at the goal; row 11 is the last, without a successor.
-    positions = [U_PATH[index] for index in (0, 1, 2, 3, 4, 5, 9)]
+    positions = np.array(U_PATH)[[0, 1, 2, 3, 4, 5, 9]] + frame_of(width)
     np.testing.assert_allclose(data.observation[:, :2], positions)
     assert data.terminated.tolist() == data.success.tolist() == [False] * 5 + [True, True]
     assert data.reward.tolist() == [0.0] * 5 + [1.0, 1.0]
@@ -379,8 +384,8 @@ def test_data_without_any_episode_ends_are_refused_where_they_are_not_d4rls(writ
     assert len(load(write(rows), "hopper-medium")) == 7
 
 
-def test_d4rls_own_frame_and_the_mirrored_maze_are_refused(write):
-    for change in (lambda x, y: (x + 4, y + 4), lambda x, y: (-x, y)):
+def test_another_frame_and_the_mirrored_maze_are_refused(write):
+    for change in (lambda x, y: (x, y), lambda x, y: (4 - x, y + 4)):
         rows = ant_rows(29)
         rows["observations"][:, :2] = [change(*position) for position in U_PATH]
         assert "inside walls" in refusal(write(rows), "antmaze-umaze")

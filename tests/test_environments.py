@@ -118,6 +118,7 @@ def test_dictionaries_are_flattened_by_one_rule(make):
         (make("antmaze-umaze", 29), ("achieved_goal", "observation")),
     ):
         raw, _ = environment.raw.reset(seed=7)
+        raw["achieved_goal"] = raw["achieved_goal"] - environment.origin
         expected = np.concatenate([raw[key] for key in keys]).astype(np.float32)
         np.testing.assert_array_equal(environment.reset(7), expected)
 
@@ -200,7 +201,7 @@ def away_from_walls(environment, position):
 def place_ant(environment, position):
     ant = environment.raw.unwrapped.ant_env
     state = ant.data.qpos.copy()
-    state[:2] = position
+    state[:2] = position + environment.origin
     ant.set_state(state, np.zeros_like(ant.data.qvel))
 
 
@@ -271,21 +272,63 @@ def test_success_at_the_time_limit_is_a_termination(make, width):
     assert (step.terminated, step.truncated) == (True, False)
 
 
-@pytest.mark.parametrize(
-    ("name", "start", "goal"),
-    [
-        # Cells (3, 1) -> (1, 1); the mirrored map of Farama's script starts at (3, 3), x = +4.
-        ("antmaze-umaze-diverse", (-4, -4), (-4, 4)),
-        ("antmaze-medium-play", (-10, 10), (10, -10)),
-        ("antmaze-large-diverse", (-18, 12), (14, -12)),
+# D4RL's maps (d4rl/locomotion/maze_env.py, its *_TEST mazes): walls, start and goal.
+D4RL_MAZES = {
+    "antmaze-umaze-diverse": ["11111", "1r001", "11101", "1g001", "11111"],
+    "antmaze-medium-play": [
+        "11111111", "1r011001", "10010001", "11000111", "10010001", "10100101", "100010g1", "11111111",
     ],
+    "antmaze-large-diverse": [
+        "111111111111", "1r0001000001", "101101010101", "100000010001", "101111011101", "100101000001", "110101010111",
+        "100100010g01", "111111111111",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", D4RL_MAZES)
+def test_antmaze_without_the_goal_is_d4rls_maze_in_d4rls_frame(make, name):
+    """The cell in row r, column c lies at (4 c, 4 r) from the start's; the goal is its cell's centre."""
+    environment = make(name, 29)
+    cells = {(r, c): cell for r, row in enumerate(D4RL_MAZES[name]) for c, cell in enumerate(row)}
+    (start,) = (place for place, cell in cells.items() if cell == "r")
+    for place, cell in cells.items():
+        y, x = 4.0 * (np.array(place) - start)
+        assert environment.inside_walls(np.array([[x, y]])).item() == (cell == "1")
+        at_goal = environment.reached(np.zeros((1, 29)), np.array([[x, y]], np.float32)).item()
+        assert at_goal == (cell == "g")
+    assert np.abs(environment.reset(0)[:2]).max() <= 0.1
+
+
+def test_d4rls_ant_is_the_weaker_one(make):
+    """Gymnasium's has five times the torque for half the time: random actions turn it over, D4RL's hardly."""
+    weak, strong = (make("antmaze-umaze", width) for width in (29, 31))
+    models = [environment.raw.unwrapped.model for environment in (weak, strong)]
+    assert [np.unique(model.actuator_gear[:, 0]).tolist() for model in models] == [[30], [150]]
+    assert [model.opt.timestep for model in models] == [0.02, 0.01]
+    assert [np.unique(model.geom_solimp[:, 0]).tolist() for model in models] == [[0.8], [0.9]]
+    assert (models[0].body_mass == models[1].body_mass).all()
+    assert [environment.raw.unwrapped.ant_env.unwrapped.dt for environment in (weak, strong)] == [0.1, 0.05]
+    overturned = [0, 0]
+    for index, environment in enumerate((weak, strong)):
+        for seed in range(4):
+            environment.reset(seed)
+            for action in np.random.default_rng(seed).uniform(-1, 1, (250, 8)).astype(np.float32):
+                x, y = environment.step(action).next_observation[4:6]
+            overturned[index] += 1 - 2 * (x * x + y * y) < 0
+    assert overturned[0] == 0
+    assert overturned[1] >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "goal"),
+    [("antmaze-umaze-diverse", (0, 8)), ("antmaze-medium-play", (20, 20)), ("antmaze-large-diverse", (32, 24))],
 )
-def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, start, goal):
+def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, goal):
     environment = make(name, 29)
     still = np.zeros(8, np.float32)
     firsts = np.array([environment.reset(seed) for seed in range(20)])
     # D4RL's noise on the first state, without which every episode of a deterministic policy is the same.
-    assert np.abs(firsts[:, :2] - start).max() <= 0.1
+    assert np.abs(firsts[:, :2]).max() <= 0.1
     assert (firsts[:, :2].std(axis=0) > 0.03).all()
     assert (firsts[:, 7:15].std(axis=0) > 0.03).all()  # joints
     assert (firsts[:, 15:].std(axis=0) > 0.05).all()  # velocities
@@ -316,19 +359,22 @@ def test_antmaze_with_the_goal_varies_it_around_the_same_cells(make):
 
 
 @pytest.mark.parametrize(
-    ("name", "start", "widths", "other"),
-    [("antmaze-umaze", (-4, -4), (29, 31), 107), ("pointmaze-umaze", (-1, -1), (4, 6), 5)],
+    ("name", "starts", "widths", "other"),
+    [
+        ("antmaze-umaze", [(0, 0), (-4, -4)], (29, 31), 107),
+        ("pointmaze-umaze", [(-1, -1), (-1, -1)], (4, 6), 5),
+    ],
 )
-def test_the_form_of_a_maze_follows_the_data(make, name, start, widths, other):
+def test_the_form_of_a_maze_follows_the_data(make, name, starts, widths, other):
     task = tasks.find(name)
     assert make(name).observation_size == widths[0]
-    for width in widths:
+    for width, start in zip(widths, starts, strict=True):
         environment = environments.make(task, maze_dataset([start], width))
         assert environment.observation_size == width
         assert environment.reset(0).shape == (width,)
         environment.close()
     with pytest.raises(Refused, match=rf"{other} numbers per observation.* has {widths[0]} or {widths[1]};"):
-        environments.make(task, maze_dataset([start], other))
+        environments.make(task, maze_dataset([starts[0]], other))
 
 
 # The U of the data in cells: free along the bottom, up the right side, back along the top.
@@ -339,12 +385,13 @@ U_PATH = np.array([(-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1)])
 def test_data_of_another_maze_or_frame_are_refused(name, width):
     task = tasks.find(f"{name}-umaze")
     cell = 4 if name == "antmaze" else 1
-    environments.make(task, maze_dataset(cell * U_PATH, width)).close()
-    x, y = U_PATH.T
-    mirrored = np.stack([-x, y], axis=1)
-    from_start = U_PATH + 1  # the origin of D4RL's AntMaze files
-    from_corner = np.stack([2 - y, x + 2], axis=1)  # D4RL's maze2d: row and column
-    for positions in (cell * mirrored, cell * from_start, cell * from_corner, [(1000, 0)]):
+    # D4RL's AntMaze has its origin at the start.
+    path, other = (U_PATH + 1, U_PATH) if width == 29 else (U_PATH, U_PATH + 1)
+    environments.make(task, maze_dataset(cell * path, width)).close()
+    x, y = path.T
+    mirrored = np.stack([path.max(axis=0)[0] + path.min(axis=0)[0] - x, y], axis=1)
+    from_corner = np.stack([2 - U_PATH[:, 1], U_PATH[:, 0] + 2], axis=1)  # D4RL's maze2d: row and column
+    for positions in (cell * mirrored, cell * other, cell * from_corner, [(1000, 0)]):
         with pytest.raises(Refused, match="another maze, a mirrored one or another frame") as refused:
             environments.make(task, maze_dataset(positions, width))
         assert "\n" not in str(refused.value)

@@ -3,11 +3,11 @@
 A controller that walks an ant in a commanded direction (ant.py) follows waypoints to a goal, with Gaussian noise of 0.2
 on every action. `umaze`: from the task's start to its goal's cell; `umaze-diverse`: from anywhere to there; `play`:
 from anywhere to goals picked by hand, D4RL's; `diverse`: from anywhere to anywhere. An ant that arrives goes on
-pursuing its goal until the time limit. The goal pursued is not recorded: observations have 29 numbers, and rewards are
-those of the task's one goal. An episode ends soon after the ant has fallen on its back, from where it cannot rise
-(D4RL's lie there until the time limit). Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py,
-relabel_antmaze_rewards.py and d4rl/locomotion/maze_env.py, whose sampler takes the cells marked as goals, of which the
-U has one, before any others; for `diverse` in the other mazes the paper's text is followed instead.
+pursuing its goal until the time limit, and one that has fallen on its back lies there as long. The goal pursued is not
+recorded: observations have 29 numbers, and rewards are those of the task's one goal. Fu et al., 2020, and D4RL's
+scripts/generation/generate_ant_maze_datasets.py, relabel_antmaze_rewards.py and d4rl/locomotion/maze_env.py, whose
+sampler takes the cells marked as goals, of which the U has one, before any others; for `diverse` in the other mazes the
+paper's text is followed instead.
 """
 
 from __future__ import annotations
@@ -28,21 +28,18 @@ _NOISE = 0.2
 """Standard deviation of the Gaussian noise on the ant's actions, before clipping."""
 _LOOK_EVERY = 5
 """Steps of the ant between waypoints."""
-_FALLEN = 20
-"""Steps on its back after which an ant's episode ends."""
 _GOALS = {
-    "umaze": ((1, 1),),
-    "umaze-diverse": ((1, 1),),
+    "umaze": ((3, 1),),
+    "umaze-diverse": ((3, 1),),
     "medium-play": ((2, 6), (5, 1), (6, 5)),
     "large-play": ((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
 }
-"""Recipe -> the cells marked as goals in D4RL's maps; elsewhere all are goals."""
+"""Recipe -> the cells marked as goals in D4RL's maps, whose rows run along +y; elsewhere all are goals."""
 
 PARAMETERS = {
     "policy": "goal-reaching ant controller along waypoints",
     "noise": _NOISE,
     "look_every": _LOOK_EVERY,
-    "fallen": _FALLEN,
 }
 
 
@@ -70,16 +67,14 @@ def walk(name: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     maze = environment.raw.unwrapped.maze
     free = mazes.free_cells(maze.maze_map)
     variant = name.removeprefix("antmaze-")
-    goals = _GOALS.get(variant, free)
+    goals = tuple((maze.map_length - 1 - row, column) for row, column in _GOALS.get(variant, ())) or free
     target = goals[rng.integers(len(goals))]
     start = None
     if variant != "umaze":
         start = target
         while start == target:
             start = free[rng.integers(len(free))]
-    # As D4RL's: up to 1.5 m beyond the centre of the goal's cell along either axis of its maze, whose U is the mirror
-    # image of ours.
-    offset = (rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2)) * [1, 1 if variant.startswith("umaze") else -1]
+    offset = rng.uniform(0, 1, 2) + rng.uniform(0, 0.5, 2)  # D4RL's: beyond the centre of the goal's cell
     return follow(environment, start, maze.cell_rowcol_to_xy(np.array(target)) + offset, rng, _NOISE)
 
 
@@ -91,19 +86,18 @@ def follow(
     noise: float,
     arrival: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Walk an ant to a goal [2], from near the centre of a cell or from the task's start (None).
+    """Walk an ant to a goal [2] of the simulation, from near the centre of a cell or from the task's start (None).
 
-    The walk ends at the time limit, on the ant's back, or within `arrival` m of the goal, if that is given.
+    The walk ends at the time limit or within `arrival` m of the goal, if that is given.
     """
     simulation = environment.raw.unwrapped
     simulation.position_noise_range = 0.0 if start is None else 0.25
     options = None if start is None else {"reset_cell": np.array(start)}
-    raw, _ = environment.raw.reset(seed=int(rng.integers(2**31)), options=options)
-    observation = np.concatenate([raw["achieved_goal"], raw["observation"]]).astype(np.float32)
+    observation = environment.reset(int(rng.integers(2**31)), options)
+    place = observation[:2] + environment.origin
     waypoints, controller = mazes.Waypoints(simulation.maze, goal), _controller()
-    observations, actions, fallen, arrived = [observation], [], 0, False
-    while not arrived and len(actions) < environment.horizon and fallen < _FALLEN:
-        place = observation[:2].astype(float)
+    observations, actions, arrived = [observation], [], False
+    while not arrived and len(actions) < environment.horizon:
         if len(actions) % _LOOK_EVERY == 0:
             waypoint = waypoints(place)
         action = controller(observation[None, 2:], (waypoint - place)[None])[0]
@@ -111,9 +105,8 @@ def follow(
         observation = environment.step(action).next_observation
         observations.append(observation)
         actions.append(action)
-        arrived = arrival is not None and float(np.linalg.norm(observation[:2] - goal)) <= arrival
-        _, x, y, _ = observation[3:7]
-        fallen = fallen + 1 if 1 - 2 * (x * x + y * y) < 0 else 0
+        place = observation[:2] + environment.origin
+        arrived = arrival is not None and float(np.linalg.norm(place - goal)) <= arrival
     return np.array(observations), np.array(actions)
 
 
