@@ -19,6 +19,7 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from algorithms import bc
 from benchmarks import (
@@ -277,6 +278,14 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == set(written)
     with np.load(tmp_path / "two-ways.npz") as file:
         assert file["terminals"].sum() == 2
+
+
+def test_random_actions_turn_one_of_the_two_ants_over():
+    weak, strong = antmaze_data.ants(1, Console(quiet=True))
+    assert [row["ant"] for row in (weak, strong)] == ["D4RL's", "Gymnasium's"]
+    assert (weak["episodes_ending_overturned"], weak["share_of_steps_overturned"]) == (0, 0.0)
+    assert strong["episodes_ending_overturned"] == 1
+    assert 0.3 < strong["share_of_steps_overturned"] < 1
 
 
 def test_every_line_of_a_file_is_counted_once():
