@@ -51,9 +51,11 @@ class Finished:
         return steps, np.array([points[step] for step in steps]), starts.get("online", 0)
 
     def steps_to_final(self) -> np.ndarray:
-        """[runs]: steps until an evaluation first reaches 90 % of the run's final score."""
+        """[runs]: steps until an evaluation first reaches 90 % of the run's final score; nan where that is 0 or less."""
         steps, scores, _ = self.curve()
-        return steps[(scores >= scores[-1] - 0.1 * np.abs(scores[-1])).argmax(axis=0)]
+        reached = steps[(scores >= scores[-1] - 0.1 * np.abs(scores[-1])).argmax(axis=0)]
+        # A score of 0 is a random policy's: there was nothing to reach. A return's sign says nothing.
+        return np.where((scores[-1] > 0) | (self.headline != "score"), reached, np.nan)
 
     def unrest(self) -> np.ndarray:
         """[runs]: standard deviation of the evaluations over the second half of the steps."""

@@ -12,7 +12,8 @@ NAME_evaluations.csv:
     mean of all      over tasks, which count alike, of the mean of each; only where every task has a score
     IQM of all       of all seeds but the lowest and the highest quarter; only of as many seeds on every task
     95 % interval    of each, by the percentile bootstrap that draws seeds anew within each task (stratified)
-    steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases
+    steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases; of
+                     seeds that end above 0
     unrest           standard deviation of a seed's evaluations over the second half of its steps
     beside others    the place among published scores, for runs on D4RL's very data (benchmarks/published.py)
     drop, online     offline to online: what was lost right after the switch, and the mean over the online phase
@@ -63,7 +64,7 @@ def rows_of(runs: Sequence[Finished]) -> list[dict[str, Any]]:
                 "score": final["score"],
                 "return": final["return_mean"],
                 "success": final["success"],
-                "steps_to_90_percent": int(steps),
+                "steps_to_90_percent": None if np.isnan(steps) else int(steps),
                 "unrest": float(unrest),
                 "offline": final.get("offline"),
                 "drop": final.get("drop"),
@@ -100,7 +101,9 @@ def table(runs: Sequence[Finished]) -> list[list[str]]:
         for task in tasks:
             cells.append(with_interval([mine[task].finals()], mean) if task in mine else "")
         cells += [with_interval(strata[variant], f) if variant in strata else "" for f in together.values()]
-        cells.append(f"{mean([run.steps_to_final() for run in mine.values()]):,.0f}")
+        steps = [run.steps_to_final() for run in mine.values()]
+        steps = [some[~np.isnan(some)] for some in steps if not np.isnan(some).all()]
+        cells.append(f"{mean(steps):,.0f}" if steps else "")
         # What is in the tasks' own units has a mean over tasks only if these are scores.
         alike = len(mine) == 1 or all(run.headline == "score" for run in mine.values())
         cells.append(f"{mean([run.unrest() for run in mine.values()]):.2g}" if alike else "")

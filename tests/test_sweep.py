@@ -729,6 +729,16 @@ def test_a_curve_puts_phases_one_after_another(tmp_path):
     assert run.unrest().tolist() == [10, 15]  # of 20 and 40, of 30 and 60
 
 
+def test_nothing_is_reached_by_a_seed_that_ends_at_nothing(tmp_path):
+    for name, finals in (("a", [40, 0]), ("b", [0, -1])):
+        fake(tmp_path / name, "hopper-medium", finals)
+    runs = report.find([tmp_path])
+    assert [np.isnan(run.steps_to_final()).tolist() for run in runs] == [[False, True], [True, True]]
+    assert [row["steps_to_90_percent"] for row in report.rows_of(runs)] == [20, None, None, None]
+    (_, *lines), column = report.table(runs), report.table(runs)[0].index("steps to 90 %")
+    assert [line[column] for line in lines] == ["20", ""]
+
+
 def test_every_point_of_a_grid_is_a_variant_of_its_own(tmp_path):
     fake(tmp_path / "a", "hopper-medium", [10, 20, 70, 90], diverged={"3": 5})
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
