@@ -51,7 +51,7 @@ class Finished:
         return steps, np.array([points[step] for step in steps]), starts.get("online", 0)
 
     def steps_to_final(self) -> np.ndarray:
-        """[runs]: steps until an evaluation first reaches 90 % of the run's final score; nan where that is 0 or less."""
+        """[runs]: steps until an evaluation first reaches 90 % of the run's final score; nan if that is not above 0."""
         steps, scores, _ = self.curve()
         reached = steps[(scores >= scores[-1] - 0.1 * np.abs(scores[-1])).argmax(axis=0)]
         # A score of 0 is a random policy's: there was nothing to reach. A return's sign says nothing.
