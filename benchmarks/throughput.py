@@ -290,11 +290,11 @@ class Ours:
         if self.online:
             learner, seeds, step, *played, prior = self.arguments(1)
             played = self.programs.fill(tuple(played))
-            lowered = self.programs.jitted["learn"].lower(learner, seeds, np.int32(step), *played, prior)
+            program = self.programs.jitted["learn"].lower(learner, seeds, np.int32(step), *played, prior).compile()
         else:
-            agent, zero = self.learner.agent, np.int32(0)
-            lowered = self.programs.jitted["offline"].lower(agent, self.seeds, zero, zero, self.updates, self.prior)
-        used = lowered.compile().memory_analysis()
+            arguments = self.learner.agent, self.seeds, "offline", 0, self.updates, self.prior
+            program = self.programs.compile_offline(*arguments)  # as it is held already
+        used = program.memory_analysis()
         if used is None:
             return None
         whole = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
