@@ -57,7 +57,7 @@ from rich.console import Console
 from benchmarks import cluster
 from benchmarks.results import without_folder
 from common import commandline, datasets, environments, recipes, tasks, training
-from common.datasets.sources import fetch
+from common.datasets.sources import can_be_downloaded, fetch, is_here
 from common.errors import Refused, exiting
 from common.machine import cores, tied
 from common.runs import making, write_json
@@ -209,8 +209,7 @@ def check_source(source: str | None) -> None:
         raise Refused(f"--dataset {source}: the sources are {', '.join(f'{kind}:' for kind in kinds)}")
     if kind == "recipe" and name not in recipes.names():
         raise Refused(f"--dataset {source}: the recipes are {', '.join(recipes.names())}")
-    is_file = kind in ("d4rl", "npz") or name.endswith(".npz")
-    if is_file and not Path(name).expanduser().is_file():
+    if kind != "recipe" and not can_be_downloaded(source) and not is_here(source):
         raise Refused(f"--dataset {source}: there is no such file; make or fetch it first")
 
 

@@ -23,7 +23,7 @@ class Run:
     env: str = "pointmaze-large"
     """Task: a name from the task table, or any installed Gymnasium id."""
     dataset: str | None = None
-    """Prior data, as KIND:WHAT (recipe:NAME, minari:ID, d4rl:FILE.hdf5). Default: the task's own."""
+    """Prior data, as KIND:WHAT (recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, minari:ID). Default: the task's own."""
     preset: str | None = None
     """A named set of values, laid over the task family's; explicit flags win over both."""
     seed: int = 0

@@ -146,17 +146,19 @@ def _table() -> dict[str, Task]:
     for variant in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
         maze = variant.split("-")[0]
         environment, horizon = _ANT_MAZES[maze]
-        source = f"D4RL/antmaze/{variant}-v1"
+        name = f"antmaze-{variant}"
+        # Minari's set is of another ant: see environments.py.
+        sources = {"d4rl": f"{name}-v2", "minari": f"D4RL/antmaze/{variant}-v1", "recipe": name}
         tasks.append(
             Task(
-                f"antmaze-{variant}",
+                name,
                 "antmaze",
                 environment,
                 keywords=MappingProxyType({"maze_map": _D4RL_MAZES[maze]}),
                 goal_keywords=MappingProxyType({"maze_map": _MAZES[maze]}),
                 horizon=horizon,
-                datasets=MappingProxyType({"minari": source, "recipe": f"antmaze-{variant}"}),
-                default_dataset=f"minari:{source}",
+                datasets=MappingProxyType(sources),
+                default_dataset=f"d4rl:{name}-v2",
                 reward_shift=-1.0,
             )
         )
@@ -167,14 +169,15 @@ def _table() -> dict[str, Task]:
             binary = variant == "binary"
             # RLPD's own binary data (AWAC's demonstrations and cloned rollouts) is published as pickles only; the
             # human demonstrations are the part of it that D4RL shares.
-            source = f"D4RL/{hand}/{'human' if binary else variant}-v2"
+            demonstrations = "human" if binary else variant
+            source = f"D4RL/{hand}/{demonstrations}-v2"
             tasks.append(
                 Task(
                     f"{hand}-{variant}",
                     "adroit-binary" if binary else "adroit",
                     environment,
                     horizon=horizon,
-                    datasets=MappingProxyType({"minari": source}),
+                    datasets=MappingProxyType({"minari": source, "d4rl": f"{hand}-{demonstrations}-v1"}),
                     default_dataset=f"minari:{source}",
                     never_terminates=binary or hand != "pen",  # D4RL's pen ended where it was dropped
                     reference=(-float(horizon), 0.0) if binary else scores.reference(f"{hand}-{variant}-v1"),
@@ -185,15 +188,17 @@ def _table() -> dict[str, Task]:
             # Minari's mujoco/* sets are not D4RL's: other policies, recorded in -v5. They are offered where the
             # quality has the same name, and every result names its source.
             name = f"{body}-{quality}"
-            source = f"mujoco/{body}/{quality}-v0" if quality in ("medium", "expert") else None
+            sources = {"d4rl": f"{name}-v2", "recipe": name}
+            if quality in ("medium", "expert"):
+                sources["minari"] = f"mujoco/{body}/{quality}-v0"
             tasks.append(
                 Task(
                     name,
                     "locomotion",
                     environment,
                     horizon=1000,
-                    datasets=MappingProxyType(({"minari": source} if source else {}) | {"recipe": name}),
-                    default_dataset=f"minari:{source}" if source else f"recipe:{name}",
+                    datasets=MappingProxyType(sources),
+                    default_dataset=f"d4rl:{name}-v2",
                     never_terminates=body == "halfcheetah",
                     reference=scores.reference(f"{body}-{quality}-v2"),
                 )

@@ -1,5 +1,6 @@
 """Prior data: readers, the rules that turn rows into transitions, refusals, the card."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -241,7 +242,7 @@ def test_sizes_of_another_environment_are_refused(write):
 
 def test_unknown_sources_are_refused():
     for source in ("csv:file.csv", "data.hdf5", "minari:", ":x"):
-        assert "the sources are minari:ID, d4rl:FILE.hdf5, npz:FILE.npz, ogbench:NAME" in refusal(source)
+        assert "the sources are minari:ID, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE.npz, ogbench:NAME" in refusal(source)
 
 
 def test_a_task_whose_data_nobody_publishes_has_its_recipe(monkeypatch, tmp_path):
@@ -721,17 +722,21 @@ def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, mo
     assert data.source == "recipe:antmaze-umaze"
     shown = cards.format_card(cards.card(data, task))
     assert "recipe:antmaze-umaze for antmaze-umaze" in shown
-    assert "NOT minari:D4RL/antmaze/umaze-v1" in shown
+    assert "NOT d4rl:antmaze-umaze-v2" in shown
     # Asked for by name as well, as a sweep does that began out of reach; but not where it is another task's.
-    assert "NOT minari" in cards.format_card(cards.card(datasets.load(task, "recipe:antmaze-umaze"), task))
+    assert "NOT d4rl" in cards.format_card(cards.card(datasets.load(task, "recipe:antmaze-umaze"), task))
     other = tasks.find("antmaze-umaze-diverse")
-    assert "NOT minari" not in cards.format_card(cards.card(datasets.load(other, "recipe:antmaze-umaze"), other))
+    assert "NOT d4rl" not in cards.format_card(cards.card(datasets.load(other, "recipe:antmaze-umaze"), other))
     # Within reach, the published data come first; on this machine, nobody is asked.
-    monkeypatch.setattr(datasets, "answers", lambda url: True)
-    assert datasets.default_source(task) == "minari:D4RL/antmaze/umaze-v1"
-    shutil.copytree(folder / recipes.dataset_id("antmaze-umaze"), folder / "D4RL/antmaze/umaze-v1")
+    asked = []
+    monkeypatch.setattr(datasets, "answers", lambda url: asked.append(url) or True)
+    assert datasets.default_source(task) == "d4rl:antmaze-umaze-v2"
+    assert asked == ["http://127.0.0.1:9"]
+    there = folder.parent / "d4rl/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"
+    there.parent.mkdir()
+    there.touch()
     monkeypatch.setattr(datasets, "answers", lambda url: pytest.fail("asked a host"))
-    assert datasets.default_source(task) == "minari:D4RL/antmaze/umaze-v1"
+    assert datasets.default_source(task) == "d4rl:antmaze-umaze-v2"
 
 
 def test_a_host_that_stays_silent_is_given_up():
@@ -875,31 +880,76 @@ def test_bad_ogbench_archives_are_refused(tmp_path):
     assert "no name" in refusal("ogbench:../secret")
 
 
-def test_an_ogbench_archive_is_downloaded_once_and_as_a_whole(tmp_path, monkeypatch):
-    (tmp_path / "there").mkdir()
-    np.savez(tmp_path / "there" / "maze-v0.npz", **ogbench_rows())
+@contextlib.contextmanager
+def served(folder):
+    """A host of the files in `folder`: its address, and what it is asked for."""
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
-            super().__init__(*arguments, directory=str(tmp_path / "there"))
+            super().__init__(*arguments, directory=str(folder))
 
         def log_message(self, *_):
             asked.append((self.command, self.path))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(sources, "OGBENCH_URL", f"http://127.0.0.1:{server.server_port}")
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_an_ogbench_archive_is_downloaded_once_and_as_a_whole(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    np.savez(tmp_path / "there" / "maze-v0.npz", **ogbench_rows())
+    with served(tmp_path / "there") as (address, asked):
+        monkeypatch.setattr(sources, "OGBENCH_URL", address)
         monkeypatch.setattr(sources, "OGBENCH_FOLDER", tmp_path / "here")
         with pytest.raises(Refused, match=r"other-v0 could not be downloaded from .*404"):
             sources.fetch("ogbench:other-v0")
         assert not list((tmp_path / "here").iterdir())
         for _ in range(2):
             sources.fetch("ogbench:maze-v0")
-        server.shutdown()
     assert [call for call in asked if "maze" in call[1]] == [("GET", "/maze-v0.npz")]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["maze-v0.npz"]
     assert (tmp_path / "here/maze-v0.npz").read_bytes() == (tmp_path / "there/maze-v0.npz").read_bytes()
+
+
+def test_d4rls_own_files_are_known_by_name(tmp_path, monkeypatch, write):
+    """Downloaded once, to where D4RL keeps them; of a set that is not there, one line says what works."""
+    line = refusal("d4rl:hopper-medium-v2")
+    here = tmp_path / "d4rl/hopper_medium-v2.hdf5"
+    for told in ("d4rl:hopper-medium-v2 is not on this machine and http://127.0.0.1:9 does not answer", str(here)):
+        assert told in line
+    expected = load(write(hopper_rows()))
+    (tmp_path / "there/gym_mujoco_v2").mkdir(parents=True)
+    shutil.copy(tmp_path / "data.hdf5", tmp_path / "there/gym_mujoco_v2/hopper_medium-v2.hdf5")
+    with served(tmp_path / "there") as (address, asked):
+        monkeypatch.setenv("D4RL_REMOTE", f"{address}/")
+        for _ in range(2):
+            data = load("d4rl:hopper-medium-v2")
+        assert "could not be downloaded from" in refusal("d4rl:hopper-expert-v2")
+    assert (data.source, data.fingerprint) == ("d4rl:hopper-medium-v2", expected.fingerprint)
+    assert [path for command, path in asked if command == "GET" and "medium" in path] == [
+        "/gym_mujoco_v2/hopper_medium-v2.hdf5"
+    ]
+    assert list(here.parent.iterdir()) == [here]
+    assert "no such file; give the path of an HDF5 file, or a name" in refusal("d4rl:hopper-medium-v7")
+
+
+def test_every_set_of_d4rls_has_its_name_and_place():
+    """Each task with data of D4RL's; the places are d4rl/infos.py's."""
+    named = {where for name in tasks.names() if (where := tasks.find(name).datasets.get("d4rl"))}
+    assert named == set(sources.D4RL_FILES)
+    for name, place in {
+        "halfcheetah-medium-replay-v2": "gym_mujoco_v2/halfcheetah_medium_replay-v2.hdf5",
+        "door-human-v1": "hand_dapg_v1/door-human-v1.hdf5",
+        "antmaze-umaze-v2": "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
+        "antmaze-medium-diverse-v2": "ant_maze_v2/"
+        "Ant_maze_big-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+        "antmaze-large-play-v2": "ant_maze_v2/"
+        "Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
+    }.items():
+        assert sources.D4RL_FILES[name] == place
 
 
 def test_an_ogbench_task_has_the_rewards_and_masks_of_its_package(tmp_path):

@@ -48,9 +48,9 @@ def test_names_are_those_of_the_task_table():
     for name in recipes.names():
         assert tasks.find(name).datasets["recipe"] == name
     assert all(tasks.find(name).default_dataset == f"recipe:{name}" for name in POINT)
-    # Where nobody publishes data of the name, the recipe is the default.
-    assert tasks.find("hopper-medium-replay").default_dataset == "recipe:hopper-medium-replay"
-    assert tasks.find("hopper-medium").default_dataset == "minari:mujoco/hopper/medium-v0"
+    # Where D4RL has data of the name, they are.
+    assert tasks.find("hopper-medium-replay").default_dataset == "d4rl:hopper-medium-replay-v2"
+    assert tasks.find("antmaze-umaze").default_dataset == "d4rl:antmaze-umaze-v2"
 
 
 def test_the_id_says_what_is_not_the_default():

@@ -393,7 +393,7 @@ def test_all_jobs_of_a_sweep_learn_from_the_data_it_began_with(tmp_path, monkeyp
     (tmp_path / "runs" / "tiny" / "suite.json").unlink()
     assert sweep.main(asked) == 0
     published = tasks.find("hopper-medium").default_dataset
-    assert published.startswith("minari:")
+    assert published.startswith("d4rl:")
     assert fetched == [published]
     runner = sweep.Runner(asked, sweep.Suite.read(suite), Console())
     runner.decide()

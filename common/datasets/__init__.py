@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets.sources import READERS, Episodes, Rows, answers, fingerprint, is_here, minari_remote, validate
+from common.datasets.sources import READERS, Episodes, Rows, answers, fingerprint, host, is_here, validate
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -87,15 +87,15 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
     kind, _, name = source.partition(":")
     if kind not in (*READERS, "recipe") or not name:
         raise Refused(
-            f"unknown dataset source {source!r}: the sources are minari:ID, d4rl:FILE.hdf5, npz:FILE.npz, "
+            f"unknown dataset source {source!r}: the sources are minari:ID, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE.npz, "
             "ogbench:NAME, recipe:NAME (vd4rl:FOLDER holds images, which no algorithm here learns from yet)"
         )
     if kind == "recipe":
         rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
     else:
         rows = READERS[kind](task, source, name)
-    published = (task.default_dataset or "").startswith("minari:")
-    if published and source == f"recipe:{task.datasets.get('recipe')}":
+    own = task.default_dataset or source
+    if kind == "recipe" and name == task.datasets.get("recipe") and own != source:
         rows.metadata["instead_of"] = task.default_dataset
     return _assemble(task, source, rows)
 
@@ -103,9 +103,9 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
 def default_source(task: Task) -> str | None:
     """The task's own data: the published ones, or its recipe where those are not on this machine nor within reach."""
     published, recipe = task.default_dataset, task.datasets.get("recipe")
-    if published is None or not published.startswith("minari:") or recipe is None or is_here(published):
+    if recipe is None or published == f"recipe:{recipe}" or is_here(published):
         return published
-    return published if answers(minari_remote()[1]) else f"recipe:{recipe}"
+    return published if answers(host(published)) else f"recipe:{recipe}"
 
 
 def _assemble(task: Task, source: str, rows: Rows) -> Dataset:

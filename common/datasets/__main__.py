@@ -64,7 +64,7 @@ def download(name: Name) -> None:
         name: A task.
     """
     task = tasks.find(name)
-    published = [f"{kind}:{where}" for kind, where in task.datasets.items() if kind in ("minari", "ogbench")]
+    published = [f"{kind}:{where}" for kind, where in task.datasets.items() if kind != "recipe"]
     if not published:
         raise Refused(f"nobody publishes data for {name} that can be downloaded; `list` shows what there is")
     _show(task, published[0])
@@ -89,7 +89,7 @@ def check(what: Name, env: str) -> None:
     """Read a file as a run would, and show the card or what is wrong with it.
 
     Args:
-        what: A file of D4RL's (.hdf5), a NumPy archive (.npz), or a source such as ogbench:FILE.npz, vd4rl:FOLDER.
+        what: A file in D4RL's layout (.hdf5), a NumPy archive (.npz), or a source: ogbench:FILE.npz, vd4rl:FOLDER....
         env: The task it is for; not used for vd4rl.
     """
     known = what.partition(":")[0] in (*datasets.READERS, "recipe", "vd4rl")

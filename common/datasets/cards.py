@@ -37,7 +37,9 @@ def difference_from_published(source: str, episodes: int, rows: int) -> str | No
     if kind not in ("minari", "d4rl"):
         return None
     bare = name.removeprefix("D4RL/") if kind == "minari" else Path(name).stem
-    published = PUBLISHED.get(re.sub(r"[-_]v\d+$", "", bare.lower()).replace("/", "-").replace("_", "-"))
+    bare = re.sub(r"[-_]v\d+$", "", bare.lower()).replace("/", "-").replace("_", "-")
+    # D4RL's AntMaze files have other episodes than Minari's.
+    published = PUBLISHED.get(bare) if kind == "minari" or not bare.startswith("antmaze") else None
     if published in (None, (episodes, rows)):
         return None
     return (

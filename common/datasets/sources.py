@@ -1,6 +1,8 @@
 """The sources of prior data: what each kind of file holds, as rows of source episodes, before any task's rules.
 
     minari:ID         a Minari data set, downloaded once into MINARI_DATASETS_PATH; MINARI_REMOTE chooses the host
+    d4rl:NAME         one of D4RL's own files, downloaded once into its folder, D4RL_DATASET_DIR or ~/.d4rl/datasets;
+                      D4RL_REMOTE chooses another host
     d4rl:FILE.hdf5    D4RL's layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`
     npz:FILE.npz      the same keys in a NumPy archive
     ogbench:NAME      an OGBench data set, downloaded once into ~/.ogbench/data, or a file: ogbench:FILE.npz
@@ -41,6 +43,30 @@ from common.tasks import Task
 
 HOST_SECONDS = 4.0
 """How long a dataset host may take to answer at all."""
+D4RL_URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
+D4RL_FILES = {
+    **{
+        f"{body}-{quality}-v2": f"gym_mujoco_v2/{body}_{quality.replace('-', '_')}-v2.hdf5"
+        for body in ("hopper", "halfcheetah", "walker2d")
+        for quality in ("random", "medium", "medium-replay", "medium-expert", "expert")
+    },
+    **{
+        f"{hand}-{kind}-v1": f"hand_dapg_v1/{hand}-{kind}-v1.hdf5"
+        for hand in ("pen", "door", "hammer", "relocate")
+        for kind in ("human", "cloned", "expert")
+    },
+    **{
+        f"antmaze-{variant}-v2": (
+            f"ant_maze_v2/Ant_maze_{maze}_noisy_multistart_{starts}_multigoal_{goals}_sparse_fixed.hdf5"
+        )
+        for variant, maze, starts, goals in (
+            ("umaze", "u-maze", False, False), ("umaze-diverse", "u-maze", True, True),
+            ("medium-play", "big-maze", True, False), ("medium-diverse", "big-maze", True, True),
+            ("large-play", "hardest-maze", True, False), ("large-diverse", "hardest-maze", True, True),
+        )
+    },
+}  # fmt: skip
+"""D4RL's name of a set -> its file below the host's folder (d4rl/infos.py)."""
 OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 OGBENCH_FOLDER = Path("~/.ogbench/data")
 """OGBench's own folder, so that its downloads and ours are the same."""
@@ -90,12 +116,16 @@ def validate(source: str, rows: Rows) -> None:
     rows.boundary = flags(source, "episode ends", rows.boundary, count)
 
 
-# ----------------------------------------------------------------------------- d4rl:FILE.hdf5, npz:FILE.npz
+# ----------------------------------------------------------------------------- d4rl:NAME or FILE.hdf5, npz:FILE.npz
 
 
 def read_d4rl(task: Task, source: str, name: str) -> Rows:
-    """D4RL's HDF5 layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`."""
-    path = existing_file(source, name, "download one of D4RL's HDF5 files and give its path")
+    """D4RL's HDF5 layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`.
+
+    Of one of its own files by name, downloaded first where it is missing, or of any file.
+    """
+    fetch(source)
+    path = existing_file(source, _file_of(source), "give the path of an HDF5 file, or a name such as hopper-medium-v2")
     try:
         with h5py.File(path, "r") as file:
             present = [key for key in (*_NEEDED, *_OPTIONAL) if isinstance(file.get(key), h5py.Dataset)]
@@ -110,7 +140,7 @@ def read_d4rl(task: Task, source: str, name: str) -> Rows:
 
 def read_npz(task: Task, source: str, name: str) -> Rows:
     """A NumPy archive with the keys of D4RL's files."""
-    path = existing_file(source, name, "give the path of a NumPy archive with D4RL's keys")
+    path = existing_file(source, _file_of(source), "give the path of a NumPy archive with D4RL's keys")
     return rows_of(task, source, archive(source, path, _NEEDED, _OPTIONAL))
 
 
@@ -191,9 +221,8 @@ def archive(source: str, path: Path, needed: Collection[str], optional: Collecti
         raise Refused(f"{source} cannot be read as a NumPy archive (damaged or foreign): {one_line(error)}") from error
 
 
-def existing_file(source: str, name: str, remedy: str) -> Path:
-    """The file's path, if there is one."""
-    path = Path(name).expanduser()
+def existing_file(source: str, path: Path, remedy: str) -> Path:
+    """The path, if there is a file."""
     if not path.is_file():
         raise Refused(f"{source}: there is no such file; {remedy}")
     return path
@@ -217,10 +246,8 @@ def read_ogbench(task: Task, source: str, name: str) -> Rows:
     `rewards` and `masks` of the file, else its package's relabelling. They are functions of the state acted in, so that
     the task is over from the first state at the goal on. `terminal` is 1 - mask.
     """
-    path = _ogbench_file(name)
     fetch(source)
-    if not path.is_file():
-        raise Refused(f"{source}: there is no such file")
+    path = existing_file(source, _file_of(source), "give the path of one of OGBench's archives, or its name")
     states = ("qpos", "qvel", "button_states")
     arrays = archive(source, path, ("observations", "actions", "terminals"), ("rewards", "masks", *states))
     ends = flags(source, "terminals", arrays.pop("terminals"), len(arrays["observations"]))
@@ -273,34 +300,6 @@ def flags(source: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
     if array.shape != (count,) or array.dtype.kind not in "fiub" or not np.isin(array, (0, 1)).all():
         raise Refused(f"{source}: {name} must be {count} values 0 or 1, not {array.dtype} {list(array.shape)}")
     return array.astype(bool)
-
-
-def _ogbench_file(name: str) -> Path:
-    """Where the data of "ogbench:NAME" or "ogbench:FILE.npz" lie."""
-    return (Path(name) if name.endswith(".npz") else OGBENCH_FOLDER / f"{name}.npz").expanduser()
-
-
-def _download_ogbench(source: str, name: str) -> None:
-    path = _ogbench_file(name)
-    url = f"{OGBENCH_URL}/{name}.npz"
-    offline = f"offline, put the file at {path} or name one with --dataset ogbench:FILE.npz"
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise Refused(f"{source} is no name of an OGBench data set")
-    if not answers(OGBENCH_URL):
-        raise Refused(f"{source} is not on this machine and {OGBENCH_URL} does not answer; {offline}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
-            part = Path(temporary) / path.name
-            with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
-                total = int(response.headers.get("Content-Length") or 0) or None
-                with rich.progress.wrap_file(response, total, description=name) as stream:
-                    shutil.copyfileobj(stream, file, 1 << 20)
-            if total is not None and part.stat().st_size != total:
-                raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
-            part.replace(path)
-    except (OSError, http.client.HTTPException) as error:
-        raise Refused(f"{source} could not be downloaded from {url} ({one_line(error)}); {offline}") from error
 
 
 # ----------------------------------------------------------------------------- minari:ID
@@ -392,15 +391,64 @@ def minari_remote() -> tuple[str, str]:
 
 
 def fetch(source: str) -> None:
-    """Download the data of "minari:ID" or "ogbench:NAME", unless they are here; other kinds are never downloaded.
+    """Download the data of "minari:ID", "d4rl:NAME" or "ogbench:NAME", unless they are here; a file never is.
 
     As a whole or not at all. Raises Refused if they are out of reach.
     """
     kind, _, name = source.partition(":")
-    if kind == "minari" and not is_here(source):
+    if not can_be_downloaded(source) or is_here(source):
+        return
+    if kind == "minari":
         _download_minari(source, name)
-    elif kind == "ogbench" and not name.endswith(".npz") and not is_here(source):
-        _download_ogbench(source, name)
+    elif kind == "d4rl":
+        _download(source, f"{host(source)}/{D4RL_FILES[name]}")
+    else:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise Refused(f"{source} is no name of an OGBench data set")
+        _download(source, f"{host(source)}/{name}.npz")
+
+
+def can_be_downloaded(source: str) -> bool:
+    """Whether the source names a published set, rather than a file or a recipe."""
+    kind, _, name = source.partition(":")
+    return kind == "minari" or (kind == "d4rl" and name in D4RL_FILES) or (kind == "ogbench" and name[-4:] != ".npz")
+
+
+def host(source: str) -> str:
+    """Where a published set is downloaded from."""
+    kind = source.partition(":")[0]
+    if kind == "d4rl":
+        return os.environ.get("D4RL_REMOTE", D4RL_URL).rstrip("/")
+    return minari_remote()[1] if kind == "minari" else OGBENCH_URL
+
+
+def _file_of(source: str) -> Path:
+    """The file of a source that is one, on this machine or to be."""
+    kind, _, name = source.partition(":")
+    if kind == "d4rl" and name in D4RL_FILES:
+        return Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(D4RL_FILES[name]).name
+    return (OGBENCH_FOLDER / f"{name}.npz" if can_be_downloaded(source) else Path(name)).expanduser()
+
+
+def _download(source: str, url: str) -> None:
+    """The file of a source from its address."""
+    path = _file_of(source)
+    offline = f"offline, put the file at {path} or give the path of one that you have after the colon"
+    if not answers(host(source)):
+        raise Refused(f"{source} is not on this machine and {host(source)} does not answer; {offline}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
+            part = Path(temporary) / path.name
+            with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
+                total = int(response.headers.get("Content-Length") or 0) or None
+                with rich.progress.wrap_file(response, total, description=path.stem) as stream:
+                    shutil.copyfileobj(stream, file, 1 << 20)
+            if total is not None and part.stat().st_size != total:
+                raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+            part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise Refused(f"{source} could not be downloaded from {url} ({one_line(error)}); {offline}") from error
 
 
 def _download_minari(source: str, name: str) -> None:
@@ -430,11 +478,9 @@ def _download_minari(source: str, name: str) -> None:
 
 
 def is_here(source: str) -> bool:
-    """Whether the data of "minari:ID" or "ogbench:NAME" are on this machine."""
+    """Whether the data of a source that is no recipe are on this machine."""
     kind, _, name = source.partition(":")
-    if kind == "ogbench":
-        return _ogbench_file(name).is_file()
-    return (get_dataset_path(name) / "data").is_dir()
+    return (get_dataset_path(name) / "data").is_dir() if kind == "minari" else _file_of(source).is_file()
 
 
 def answers(url: str, seconds: float = HOST_SECONDS) -> bool:
