@@ -16,14 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.finished import Finished, names
-from common.recipes import locomotion
-
-ADROIT_SIZES = {
-    "pen-human": 5_000, "hammer-human": 11_310, "door-human": 6_729, "relocate-human": 9_942,
-    "pen-cloned": 500_000, "hammer-cloned": 1_000_000, "door-cloned": 1_000_000, "relocate-cloned": 1_000_000,
-    "pen-expert": 500_000, "hammer-expert": 1_000_000, "door-expert": 1_000_000, "relocate-expert": 1_000_000,
-}  # fmt: skip
-"""Task -> rows of D4RL's set of the same name."""
+from common.datasets import cards
 
 
 @dataclass(frozen=True)
@@ -55,9 +48,8 @@ def comparable(run: Finished) -> bool:
     if known is None or kind != "d4rl":
         return False
     called = re.sub(r"[-_]+", "-", Path(name).stem.lower())
-    size = ADROIT_SIZES.get(run.task) or locomotion.usual_size(run.task)
-    # D4RL's own counts are round numbers; a file may hold a few rows less.
-    return called == f"{run.task}-v{known[0].version}" and abs(card["rows"] - size) <= size / 1000
+    size = cards.D4RL_ROWS[run.task]
+    return called == f"{run.task}-v{known[0].version}" and abs(card["rows"] - size) <= cards.D4RL_SLACK * size
 
 
 def ranks(runs: Sequence[Finished]) -> list[list[str]]:

@@ -8,6 +8,7 @@ A suite is a file in benchmarks/suites (or a path to one):
 
     num_seeds = 3                     # of every run
     size = 100_000                    # optional: transitions to make of a recipe, instead of its own number
+    data = "recipe"                   # optional: to learn from recipes, where there are published data, too
     flags = "--eval-every 5000"       # for all
 
     [[parts]]
@@ -117,7 +118,7 @@ class Job:
     num_seeds: int
     size: int | None
     source: str | None = None
-    """Of its data, as the sweep has decided for all jobs of its task; None where its flags or the size say it."""
+    """Of its data, as the suite says or the sweep has decided for all jobs of its task; None where flags or size do."""
 
     @property
     def folder(self) -> Path:
@@ -153,7 +154,7 @@ class Job:
             training.check(request, tasks.find(self.task))
             check_playable(self.task)
             if request.config.uses_prior_data:
-                check_source(request.run.dataset or tasks.find(self.task).default_dataset)
+                check_source(request.run.dataset or self.source or tasks.find(self.task).default_dataset)
         except Refused as refusal:
             raise self.refused(refusal) from refusal
 
@@ -167,7 +168,8 @@ class Job:
 
     def decided(self, sources: dict[str, str | None]) -> Job:
         """Itself with the source that its task has in `sources`, where one is decided on if there is none."""
-        if not self.request.config.uses_prior_data or self.request.run.dataset is not None or self.made is not None:
+        said = self.request.run.dataset or self.made or self.source
+        if not self.request.config.uses_prior_data or said is not None:
             return self
         if self.task not in sources:
             sources[self.task] = datasets.default_source(tasks.find(self.task))
@@ -231,7 +233,7 @@ class Suite:
             content = tomllib.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise Refused(f"{path}: {error}") from error
-        check(str(path), content, {"parts"}, {"num_seeds", "size", "flags"})
+        check(str(path), content, {"parts"}, {"num_seeds", "size", "data", "flags"})
         flags = words(f"{path}: flags", content.get("flags", ""))
         seeds = content.get("num_seeds", 1) if num_seeds is None else num_seeds
         suite = cls(path.stem)
@@ -244,7 +246,8 @@ class Suite:
                 for variant, line in part["variants"].items():
                     algorithm, own = parsed(f"{place}: variant {variant!r}", line)
                     whole = (*shared, *own, *(("--seed", str(seed)) if seed else ()))
-                    suite.jobs.append(Job(task, variant, algorithm, whole, seeds, content.get("size")))
+                    source = f"recipe:{task}" if "data" in content else None
+                    suite.jobs.append(Job(task, variant, algorithm, whole, seeds, content.get("size"), source))
         folders = [job.folder for job in suite.jobs]
         for folder in folders:
             if folders.count(folder) > 1:
@@ -271,6 +274,7 @@ def are_lines(value: Any) -> bool:
 KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_seeds": (is_count, "a whole number of at least 1"),
     "size": (is_count, "a whole number of transitions, such as 100_000"),
+    "data": (lambda value: value == "recipe", '"recipe", or left out for what each task has by default'),
     "flags": (lambda value: isinstance(value, str), 'one string, such as "--eval-every 5000 --eval-episodes 10"'),
     "parts": (lambda value: is_list(value, dict), "tables, at least one, each headed [[parts]] in double brackets"),
     "tasks": (lambda value: is_list(value, str), 'a list of names, at least one, such as ["hopper-medium"]'),
@@ -450,7 +454,7 @@ def main(sweep: Sweep) -> int:
     for job in open_jobs:
         job.check()
     for task, source in runner.sources.items():
-        if source != tasks.find(task).default_dataset:
+        if source != tasks.find(task).default_dataset and source.startswith("recipe:"):
             console.print(f"{task}: learns from {source}, as no published data were within reach", highlight=False)
     console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
     if sweep.launcher == "ray" and open_jobs:

@@ -5,10 +5,11 @@ goal, in this order, without the achieved goal where the observation holds it al
 other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
-- D4RL's AntMaze form, the default: the goal is not observed but fixed, at the centre of the goal cell; success is
-  within 0.5 m. AntMaze has 29 numbers, x, y and 27 of proprioception, and one start, the origin, with D4RL's noise on
-  the first state; its ant is D4RL's, which has a fifth of the torque of Gymnasium's. PointMaze, the same task with a
-  point for a robot, has 4, position and velocity, and starts within a quarter of a cell of its start.
+- D4RL's AntMaze form, the default: the goal is not observed. It is the centre of the goal cell (D4RL draws it anew for
+  every episode, up to 1.5 m beyond in x and y); success is within 0.5 m. AntMaze has 29 numbers, x, y and 27 of
+  proprioception, and one start, the origin, with D4RL's noise on the first state; its ant is D4RL's, which has a fifth
+  of the torque of Gymnasium's. PointMaze, the same task with a point for a robot, has 4, position and velocity, and
+  starts within a quarter of a cell of its start.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
   quarter of a cell around theirs, the origin in the middle of the maze, and Gymnasium's ant; PointMaze has 6, goal and
   start anywhere.
@@ -43,7 +44,7 @@ _FIXED_GOAL_RADIUS = 0.5
 _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
 _GOAL_RADIUS = 0.45
-"""Metres; D4RL's in both mazes, and gymnasium-robotics' own criterion."""
+"""m, gymnasium-robotics' own criterion."""
 _STRAY_SHARE = 1e-3
 """Share of a dataset's positions that may lie inside walls: contacts are soft, but another maze shows at once."""
 
@@ -89,7 +90,7 @@ class Environment:
         self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self.origin = np.zeros(2)
-        """m: where, in the simulation, observed positions have their origin."""
+        """float64 [2], m: where, in the simulation, observed positions have their origin; 0 but in D4RL's AntMaze."""
         self._goal = None
         if fixed_goal:
             maze = environment.unwrapped.maze
@@ -226,7 +227,6 @@ def as_d4rl(model: mujoco.MjModel) -> None:
     """
     model.actuator_gear[:, 0] = 30.0
     model.opt.timestep = 0.02
-    model.geom_solref[:] = (0.02, 1.0)
     model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
 
 

@@ -90,8 +90,9 @@ def _maze(layout: list[list[int]], start: tuple[int, int], goal: tuple[int, int]
     return marked
 
 
-# Start and goal of the evaluation episodes, as in D4RL's AntMaze: opposite ends of the maze. The map is the one the
-# data were collected in; the evaluation map in Farama's generation script for umaze is its mirror image, another maze.
+# Start and goal of the evaluation episodes of PointMaze and of Minari's AntMaze: opposite ends of the maze. The map is
+# the one the data were collected in; the evaluation map in Farama's generation script for umaze is its mirror image,
+# another maze.
 _MAZES = {
     "umaze": _maze(maps.U_MAZE, (3, 1), (1, 1)),
     "medium": _maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)),

@@ -29,6 +29,7 @@ DOOR_DEMONSTRATIONS = Path(__file__).parents[2] / "shared/data/door-human.hdf5"
 def folder(tmp_path, monkeypatch):
     """Minari's folder for this test alone, with no host to download from."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("MINARI_REMOTE", raising=False)
     return tmp_path / "minari"
@@ -245,12 +246,13 @@ def test_unknown_sources_are_refused():
         assert "the sources are minari:ID, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE.npz, ogbench:NAME" in refusal(source)
 
 
-def test_a_task_whose_data_nobody_publishes_has_its_recipe(monkeypatch, tmp_path):
+def test_a_recipe_says_what_it_stands_for(monkeypatch, tmp_path):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    monkeypatch.setitem(recipes.SIZES, "hopper-medium-replay", 90)
-    data = datasets.load(tasks.find("hopper-medium-replay"))
-    assert (data.source, len(data)) == ("recipe:hopper-medium-replay", 90)
-    assert "instead_of" not in data.metadata
+    for name, size, instead in (("pointmaze-umaze", 60, None), ("hopper-random", 90, "d4rl:hopper-random-v2")):
+        monkeypatch.setitem(recipes.SIZES, name, size)
+        data = datasets.load(tasks.find(name))
+        assert (data.source, len(data)) == (f"recipe:{name}", size)
+        assert data.metadata.get("instead_of") == instead
     assert datasets.load(tasks.find("Hopper-v5")) is None
 
 
@@ -729,13 +731,13 @@ def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, mo
     assert "NOT d4rl" not in cards.format_card(cards.card(datasets.load(other, "recipe:antmaze-umaze"), other))
     # Within reach, the published data come first; on this machine, nobody is asked.
     asked = []
-    monkeypatch.setattr(datasets, "answers", lambda url: asked.append(url) or True)
+    monkeypatch.setattr(datasets, "within_reach", lambda source: asked.append(source) or True)
     assert datasets.default_source(task) == "d4rl:antmaze-umaze-v2"
-    assert asked == ["http://127.0.0.1:9"]
+    assert asked == ["d4rl:antmaze-umaze-v2"]
     there = folder.parent / "d4rl/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"
     there.parent.mkdir()
     there.touch()
-    monkeypatch.setattr(datasets, "answers", lambda url: pytest.fail("asked a host"))
+    monkeypatch.setattr(datasets, "within_reach", lambda source: pytest.fail("asked a host"))
     assert datasets.default_source(task) == "d4rl:antmaze-umaze-v2"
 
 
@@ -784,7 +786,7 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     source, place = planned
     original = folder.parent / "host"
     os.rename(place, original)
-    monkeypatch.setattr(sources, "answers", lambda url: True)
+    monkeypatch.setattr(sources, "within_reach", lambda source: True)
     monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original, ConnectionError("gone\nhalf-way")))
     assert "could not be downloaded from hf://farama-minari (gone half-way)" in refusal(source, "pointmaze-umaze")
     assert not place.exists()
@@ -799,7 +801,7 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     monkeypatch.setattr(os, "rename", rename)
     shutil.rmtree(place)
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
-    monkeypatch.setattr(sources, "answers", lambda url: pytest.fail("asked the host again"))
+    monkeypatch.setattr(sources, "within_reach", lambda source: pytest.fail("asked the host again"))
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
 
 
@@ -923,17 +925,23 @@ def test_d4rls_own_files_are_known_by_name(tmp_path, monkeypatch, write):
     expected = load(write(hopper_rows()))
     (tmp_path / "there/gym_mujoco_v2").mkdir(parents=True)
     shutil.copy(tmp_path / "data.hdf5", tmp_path / "there/gym_mujoco_v2/hopper_medium-v2.hdf5")
+    (tmp_path / "there/gym_mujoco_v2/hopper_random-v2.hdf5").write_text("<html>Please log in</html>")
     with served(tmp_path / "there") as (address, asked):
         monkeypatch.setenv("D4RL_REMOTE", f"{address}/")
         for _ in range(2):
             data = load("d4rl:hopper-medium-v2")
-        assert "could not be downloaded from" in refusal("d4rl:hopper-expert-v2")
+        missing, foreign = (refusal(f"d4rl:hopper-{quality}-v2") for quality in ("expert", "random"))
+    assert "could not be downloaded from" in missing
+    assert "or data made here with --dataset recipe:hopper-expert" in missing
+    assert "what arrived is no .hdf5 file" in foreign
     assert (data.source, data.fingerprint) == ("d4rl:hopper-medium-v2", expected.fingerprint)
     assert [path for command, path in asked if command == "GET" and "medium" in path] == [
         "/gym_mujoco_v2/hopper_medium-v2.hdf5"
     ]
     assert list(here.parent.iterdir()) == [here]
     assert "no such file; give the path of an HDF5 file, or a name" in refusal("d4rl:hopper-medium-v7")
+    here.write_bytes(here.read_bytes()[:1000])
+    assert f"delete {here} and load it again" in refusal("d4rl:hopper-medium-v2")
 
 
 def test_every_set_of_d4rls_has_its_name_and_place():
@@ -1036,10 +1044,14 @@ def test_a_set_that_bears_a_published_name_must_have_its_size(write):
     task = tasks.find("door-human")
     for name, flagged in (("door-human-v1.hdf5", True), ("mine.hdf5", False)):
         card = cards.card(datasets.load(task, write(rows, name)), task)
-        assert ("25 of 6,729" in cards.format_card(card)) == flagged
+        assert ("of this name has 6,729" in cards.format_card(card)) == flagged
     assert cards.difference_from_published("minari:D4RL/antmaze/large-play-v1", 1000, 1_000_000) is None
     assert "1,000 of 1,000,000" in cards.difference_from_published("minari:D4RL/antmaze/large-play-v2", 10, 99)
     assert cards.difference_from_published("recipe:antmaze-large-play", 10, 99) is None
+    for name, rows in (("antmaze-umaze-v2", 1_000_000), ("hopper-medium-v2", 999_906), ("door-human-v1", 6_729)):
+        assert cards.difference_from_published(f"d4rl:{name}", 7, rows) is None
+        assert "where D4RL's set of this name has" in cards.difference_from_published(f"d4rl:{name}", 7, rows // 2)
+    assert cards.difference_from_published("d4rl:mine.hdf5", 7, 8) is None
 
 
 def test_the_card_lists_few_reward_values(write):

@@ -13,6 +13,7 @@ from common.datasets import __main__ as command
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
     monkeypatch.setitem(recipes.SIZES, "pointmaze-umaze", 300)
     monkeypatch.setattr(command.CONSOLE, "width", 200)
     return tmp_path
@@ -53,6 +54,20 @@ def test_make_then_info_show_the_same_card(monkeypatch, capsys):
     assert "300 of 301" not in shown
     _, other, _ = run(monkeypatch, capsys, "make", "pointmaze-umaze", "--size", "200", "--seed", "3")
     assert "pointmaze-umaze-size200-seed3-v0" in other
+
+
+def test_where_published_data_are_missing_their_recipe_counts(monkeypatch, capsys):
+    """As for a run without a network."""
+    monkeypatch.setitem(recipes.SIZES, "hopper-random", 60)
+    status, _, error = run(monkeypatch, capsys, "info", "hopper-random")
+    assert status == 2
+    assert "d4rl:hopper-random-v2 is not on this machine" in error
+    assert "datasets download hopper-random or python -m common.datasets make hopper-random" in error
+    run(monkeypatch, capsys, "make", "hopper-random")
+    status, said, _ = run(monkeypatch, capsys, "info", "hopper-random")
+    assert (status, "recipe:hopper-random for hopper-random" in said) == (0, True)
+    listed = run(monkeypatch, capsys, "list")[1].splitlines()
+    assert any(line.split() == ["hopper-random", "yes", "recipe:hopper-random"] for line in listed)
 
 
 def test_check_reads_a_file_as_a_run_would(monkeypatch, capsys, tmp_path):

@@ -305,7 +305,9 @@ def test_d4rls_ant_is_the_weaker_one(make):
     models = [environment.raw.unwrapped.model for environment in (weak, strong)]
     assert [np.unique(model.actuator_gear[:, 0]).tolist() for model in models] == [[30], [150]]
     assert [model.opt.timestep for model in models] == [0.02, 0.01]
-    assert [np.unique(model.geom_solimp[:, 0]).tolist() for model in models] == [[0.8], [0.9]]
+    contacts = [np.unique(model.geom_solimp[:, :3], axis=0).tolist() for model in models]
+    assert contacts == [[[0.8, 0.8, 0.01]], [[0.9, 0.95, 0.001]]]
+    assert (models[0].geom_solref == (0.02, 1)).all()
     assert (models[0].body_mass == models[1].body_mass).all()
     assert [environment.raw.unwrapped.ant_env.unwrapped.dt for environment in (weak, strong)] == [0.1, 0.05]
     overturned = [0, 0]

@@ -22,9 +22,9 @@ from rich.console import Console
 from benchmarks import figures, published, report, results, sweep, two_ways
 from benchmarks.page import costs, rate
 from common import datasets, recipes, tasks
+from common.datasets import cards
 from common.errors import Refused
 from common.machine import cores
-from common.recipes import locomotion
 from common.runs import RunDirectory
 
 SUITE = """
@@ -225,7 +225,7 @@ LISTED = '[[parts]]\ntasks = ["x"]\nvariants = '
     ("text", "told"),
     [
         ("num_seeds = 3", "tiny.toml: parts missing"),
-        ("colour = 1" + SUITE, "tiny.toml: unknown colour; there are flags, num_seeds, parts, size"),
+        ("colour = 1" + SUITE, "tiny.toml: unknown colour; there are data, flags, num_seeds, parts, size"),
         (SUITE.replace('"bc ', '"td4 '), "tiny.toml, part 1: variant 'cloning': there is no algorithms/td4.py; first"),
         (SUITE.replace("pointmaze-umaze", "pointmase"), "tiny.toml, part 1: unknown task 'pointmase': "),
         (SUITE.replace('"cloning"', '"TD3+BC "'), "tiny.toml: two variants of pointmaze-umaze would share the folder"),
@@ -334,7 +334,7 @@ def test_what_has_finished_needs_no_data_any_more(tmp_path, capsys):
 
 
 def test_data_are_made_before_the_jobs_that_need_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "answers", lambda host: False)
+    monkeypatch.setattr(datasets, "within_reach", lambda source: False)
 
     def needed(text: str) -> list[tuple[str, int | None] | None]:
         return [job.decided({}).data() for job in sweep.Suite.read(written(tmp_path, text)).jobs]
@@ -366,7 +366,7 @@ def test_all_jobs_of_a_sweep_learn_from_the_data_it_began_with(tmp_path, monkeyp
     monkeypatch.setattr(sweep, "fetch", fetched.append)
     monkeypatch.setattr(recipes, "make", lambda name, size, progress: made.append(name))
     for reachable, sources in ((False, {"hopper-medium": "recipe:hopper-medium"}), (True, None)):
-        monkeypatch.setattr(datasets, "answers", lambda host, reachable=reachable: reachable)
+        monkeypatch.setattr(datasets, "within_reach", lambda source, reachable=reachable: reachable)
         assert sweep.main(asked) == 0
         told = json.loads((tmp_path / "runs" / "tiny" / "suite.json").read_text())
         assert told["sources"] == (sources or {"hopper-medium": "recipe:hopper-medium"})
@@ -417,6 +417,22 @@ def test_what_a_run_would_refuse_stops_a_sweep_before_it_makes_anything(tmp_path
         sweep.main(sweep.Sweep(written(tmp_path, text), runs=tmp_path / "runs"))
     assert not list((tmp_path / "data").glob("*"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_suite_may_ask_for_recipes(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "within_reach", lambda source: pytest.fail("asked a host"))
+    lines = '[[parts]]\ntasks = ["{}"]\n[parts.variants]\n"mine" = "{}"\n'
+    for line, source in (("bc", "recipe:hopper-medium"), ("bc --dataset npz:mine.npz", "npz:mine.npz")):
+        suite = sweep.Suite.read(written(tmp_path, 'data = "recipe"\n' + lines.format("hopper-medium", line)))
+        sources = {}
+        (job,) = (job.decided(sources) for job in suite.jobs)
+        assert (job.data(), sources) == ((source, None), {})
+        assert source in job.arguments()
+    (job,) = sweep.Suite.read(written(tmp_path, 'data = "recipe"\n' + lines.format("door-human", "bc"))).jobs
+    with pytest.raises(Refused, match="--dataset recipe:door-human: the recipes are"):
+        job.check()
+    with pytest.raises(Refused, match='data must be "recipe", or left out'):
+        sweep.Suite.read(written(tmp_path, 'data = "minari"\n' + lines.format("hopper-medium", "bc")))
 
 
 def test_seeds_may_begin_elsewhere(tmp_path):
@@ -714,7 +730,7 @@ def test_scores_on_the_very_data_have_a_place_among_published_ones(tmp_path):
     assert ["TD3+BC (published)", "60.4 ± 3.5"] in lines
     report.main(report.Report((tmp_path,)))
     assert "65.0, 5 of 11" in (tmp_path / "report.html").read_text()
-    assert all(published.ADROIT_SIZES.get(task) or locomotion.usual_size(task) for task in published.table())
+    assert set(published.table()) <= set(cards.D4RL_ROWS)
     assert set(published.table()) <= set(tasks.names())
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets.sources import READERS, Episodes, Rows, answers, fingerprint, host, is_here, validate
+from common.datasets.sources import READERS, Episodes, Rows, fingerprint, is_here, validate, within_reach
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -94,8 +94,7 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
         rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
     else:
         rows = READERS[kind](task, source, name)
-    own = task.default_dataset or source
-    if kind == "recipe" and name == task.datasets.get("recipe") and own != source:
+    if kind == "recipe" and name == task.datasets.get("recipe") and task.default_dataset != source:
         rows.metadata["instead_of"] = task.default_dataset
     return _assemble(task, source, rows)
 
@@ -105,7 +104,7 @@ def default_source(task: Task) -> str | None:
     published, recipe = task.default_dataset, task.datasets.get("recipe")
     if recipe is None or published == f"recipe:{recipe}" or is_here(published):
         return published
-    return published if answers(host(published)) else f"recipe:{recipe}"
+    return published if within_reach(published) else f"recipe:{recipe}"
 
 
 def _assemble(task: Task, source: str, rows: Rows) -> Dataset:

@@ -36,8 +36,8 @@ def list_tasks() -> None:
     CONSOLE.print(f"{'task':<24} here  data")
     for name in tasks.names():
         task = tasks.find(name)
-        source = task.default_dataset
-        here = "yes" if is_here(_place(source)) else ""
+        source = _found(task) or task.default_dataset
+        here = "yes" if _found(task) else ""
         CONSOLE.print(f"{name:<24} {here:<4}  {source}", soft_wrap=True, highlight=False)
 
 
@@ -48,12 +48,13 @@ def info(name: Name) -> None:
         name: A task.
     """
     task = tasks.find(name)
-    source = task.default_dataset
-    if source is None:
+    if task.default_dataset is None:
         raise Refused(f"{name} has no data of its own: `check FILE --env {name}` shows a file's card")
-    if not is_here(_place(source)):
-        how = "make" if source.startswith("recipe:") else "download"
-        raise Refused(f"{source} is not on this machine: python -m common.datasets {how} {name}")
+    source = _found(task)
+    if source is None:
+        ways = [way for way, there in (("download", _published(task)), ("make", name in recipes.names())) if there]
+        commands = " or ".join(f"python -m common.datasets {way} {name}" for way in ways)
+        raise Refused(f"{task.default_dataset} is not on this machine: {commands}")
     _show(task, source)
 
 
@@ -64,7 +65,7 @@ def download(name: Name) -> None:
         name: A task.
     """
     task = tasks.find(name)
-    published = [f"{kind}:{where}" for kind, where in task.datasets.items() if kind != "recipe"]
+    published = _published(task)
     if not published:
         raise Refused(f"nobody publishes data for {name} that can be downloaded; `list` shows what there is")
     _show(task, published[0])
@@ -99,6 +100,19 @@ def check(what: Name, env: str) -> None:
         CONSOLE.print(text, highlight=False, soft_wrap=True)
         return
     _show(tasks.find(env), source)
+
+
+def _published(task: tasks.Task) -> list[str]:
+    """The sources of a task that can be downloaded, the default first."""
+    sources = [f"{kind}:{where}" for kind, where in task.datasets.items() if kind != "recipe"]
+    return sorted(sources, key=lambda source: source != task.default_dataset)
+
+
+def _found(task: tasks.Task) -> str | None:
+    """What a run without a network would learn from, if it is here: the task's own data, else its recipe's."""
+    own, recipe = task.default_dataset, task.datasets.get("recipe")
+    sources = [*([own] if own else []), *([f"recipe:{recipe}"] if recipe else [])]
+    return next((source for source in sources if is_here(_place(source))), None)
 
 
 def _place(source: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from common import tasks
 from common.datasets import Dataset
 from common.datasets.pixels import PixelDataset
+from common.recipes import locomotion
 from common.tasks import Task
 
 # From the pages of the Adroit sets at minari.farama.org and the list of remote sets in Farama-Foundation/Minari#242.
@@ -26,8 +28,16 @@ PUBLISHED = {
 }
 """Name of a published set, without its version -> its episodes and rows. Files that bear a name and hold something else
 circulate."""
-
-
+D4RL_ROWS = {
+    "pen-human": 5_000, "hammer-human": 11_310, "door-human": 6_729, "relocate-human": 9_942,
+    "pen-cloned": 500_000, "hammer-cloned": 1_000_000, "door-cloned": 1_000_000, "relocate-cloned": 1_000_000,
+    "pen-expert": 500_000, "hammer-expert": 1_000_000, "door-expert": 1_000_000, "relocate-expert": 1_000_000,
+    **{name: 1_000_000 for name in tasks.names() if tasks.find(name).family == "antmaze"},
+    **{name: locomotion.usual_size(name) for name in tasks.names() if tasks.find(name).family == "locomotion"},
+}  # fmt: skip
+"""Name of one of D4RL's own sets, without its version -> its rows, as Fu et al., 2020, give them."""
+D4RL_SLACK = 1e-3
+"""Those are round numbers: a file holds up to this share less."""
 _QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -38,8 +48,12 @@ def difference_from_published(source: str, episodes: int, rows: int) -> str | No
         return None
     bare = name.removeprefix("D4RL/") if kind == "minari" else Path(name).stem
     bare = re.sub(r"[-_]v\d+$", "", bare.lower()).replace("/", "-").replace("_", "-")
-    # D4RL's AntMaze files have other episodes than Minari's.
-    published = PUBLISHED.get(bare) if kind == "minari" or not bare.startswith("antmaze") else None
+    if kind == "d4rl":
+        whole = D4RL_ROWS.get(bare)
+        if whole is None or abs(rows - whole) <= D4RL_SLACK * whole:
+            return None
+        return f"{rows:,} rows, where D4RL's set of this name has {whole:,}"
+    published = PUBLISHED.get(bare)
     if published in (None, (episodes, rows)):
         return None
     return (

@@ -125,7 +125,8 @@ def read_d4rl(task: Task, source: str, name: str) -> Rows:
     Of one of its own files by name, downloaded first where it is missing, or of any file.
     """
     fetch(source)
-    path = existing_file(source, _file_of(source), "give the path of an HDF5 file, or a name such as hopper-medium-v2")
+    remedy = "give the path of an HDF5 file, or a name such as hopper-medium-v2"
+    path = existing_file(source, _file_of("d4rl", name), remedy)
     try:
         with h5py.File(path, "r") as file:
             present = [key for key in (*_NEEDED, *_OPTIONAL) if isinstance(file.get(key), h5py.Dataset)]
@@ -134,13 +135,15 @@ def read_d4rl(task: Task, source: str, name: str) -> Rows:
     except Refused:
         raise
     except Exception as error:  # h5py raises whatever a damaged file makes it raise
-        raise Refused(f"{source} cannot be read as HDF5 (truncated or another format): {one_line(error)}") from error
+        again = f"; delete {path} and load it again" if name in D4RL_FILES else ""
+        told = f"{source} cannot be read as HDF5 (truncated or another format): {one_line(error)}{again}"
+        raise Refused(told) from error
     return rows_of(task, source, arrays)
 
 
 def read_npz(task: Task, source: str, name: str) -> Rows:
     """A NumPy archive with the keys of D4RL's files."""
-    path = existing_file(source, _file_of(source), "give the path of a NumPy archive with D4RL's keys")
+    path = existing_file(source, _file_of("npz", name), "give the path of a NumPy archive with D4RL's keys")
     return rows_of(task, source, archive(source, path, _NEEDED, _OPTIONAL))
 
 
@@ -247,7 +250,7 @@ def read_ogbench(task: Task, source: str, name: str) -> Rows:
     the task is over from the first state at the goal on. `terminal` is 1 - mask.
     """
     fetch(source)
-    path = existing_file(source, _file_of(source), "give the path of one of OGBench's archives, or its name")
+    path = existing_file(source, _file_of("ogbench", name), "give the path of one of OGBench's archives, or its name")
     states = ("qpos", "qvel", "button_states")
     arrays = archive(source, path, ("observations", "actions", "terminals"), ("rewards", "masks", *states))
     ends = flags(source, "terminals", arrays.pop("terminals"), len(arrays["observations"]))
@@ -391,7 +394,7 @@ def minari_remote() -> tuple[str, str]:
 
 
 def fetch(source: str) -> None:
-    """Download the data of "minari:ID", "d4rl:NAME" or "ogbench:NAME", unless they are here; a file never is.
+    """Download the data of "minari:ID", "d4rl:NAME" or "ogbench:NAME", unless they are here; of a file do nothing.
 
     As a whole or not at all. Raises Refused if they are out of reach.
     """
@@ -401,64 +404,76 @@ def fetch(source: str) -> None:
     if kind == "minari":
         _download_minari(source, name)
     elif kind == "d4rl":
-        _download(source, f"{host(source)}/{D4RL_FILES[name]}")
+        _download(kind, name, D4RL_FILES[name], ".hdf5", h5py.is_hdf5)
     else:
         if not name.replace("-", "").replace("_", "").isalnum():
             raise Refused(f"{source} is no name of an OGBench data set")
-        _download(source, f"{host(source)}/{name}.npz")
+        _download(kind, name, f"{name}.npz", ".npz", zipfile.is_zipfile)
 
 
 def can_be_downloaded(source: str) -> bool:
     """Whether the source names a published set, rather than a file or a recipe."""
     kind, _, name = source.partition(":")
-    return kind == "minari" or (kind == "d4rl" and name in D4RL_FILES) or (kind == "ogbench" and name[-4:] != ".npz")
+    is_file = name.endswith(".npz") if kind == "ogbench" else name not in D4RL_FILES
+    return kind == "minari" or (kind in ("d4rl", "ogbench") and not is_file)
 
 
-def host(source: str) -> str:
-    """Where a published set is downloaded from."""
+def within_reach(source: str) -> bool:
+    """Whether the host of a published set answers."""
     kind = source.partition(":")[0]
+    return answers(host(kind), own_certificates=kind == "minari")
+
+
+def host(kind: str) -> str:
+    """Where the published sets of a kind are downloaded from."""
     if kind == "d4rl":
-        return os.environ.get("D4RL_REMOTE", D4RL_URL).rstrip("/")
+        return (os.environ.get("D4RL_REMOTE") or D4RL_URL).rstrip("/")
     return minari_remote()[1] if kind == "minari" else OGBENCH_URL
 
 
-def _file_of(source: str) -> Path:
+def _file_of(kind: str, name: str) -> Path:
     """The file of a source that is one, on this machine or to be."""
-    kind, _, name = source.partition(":")
+    path = Path(name)
     if kind == "d4rl" and name in D4RL_FILES:
-        return Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(D4RL_FILES[name]).name
-    return (OGBENCH_FOLDER / f"{name}.npz" if can_be_downloaded(source) else Path(name)).expanduser()
+        path = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets", Path(D4RL_FILES[name]).name)
+    elif can_be_downloaded(f"{kind}:{name}"):
+        path = OGBENCH_FOLDER / f"{name}.npz"
+    return path.expanduser()
 
 
-def _download(source: str, url: str) -> None:
-    """The file of a source from its address."""
-    path = _file_of(source)
-    offline = f"offline, put the file at {path} or give the path of one that you have after the colon"
-    if not answers(host(source)):
-        raise Refused(f"{source} is not on this machine and {host(source)} does not answer; {offline}")
+def _download(kind: str, name: str, place: str, suffix: str, is_sound: Callable[[Path], bool]) -> None:
+    """The file of a set from its place on the host; one that is not of its format does not stay."""
+    source, path, url = f"{kind}:{name}", _file_of(kind, name), f"{host(kind)}/{place}"
+    offline = f"offline, put the file at {path}, or name one with --dataset {kind}:FILE{suffix}"
+    if name.removesuffix("-v2") in recipes.names():
+        offline += f", or data made here with --dataset recipe:{name.removesuffix('-v2')}"
+    if not within_reach(source):
+        raise Refused(f"{source} is not on this machine and {host(kind)} does not answer; {offline}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
             part = Path(temporary) / path.name
             with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
                 total = int(response.headers.get("Content-Length") or 0) or None
-                with rich.progress.wrap_file(response, total, description=path.stem) as stream:
+                with rich.progress.wrap_file(response, total, description=name) as stream:
                     shutil.copyfileobj(stream, file, 1 << 20)
             if total is not None and part.stat().st_size != total:
                 raise OSError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+            if not is_sound(part):
+                raise OSError(f"what arrived is no {suffix} file")
             part.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise Refused(f"{source} could not be downloaded from {url} ({one_line(error)}); {offline}") from error
 
 
 def _download_minari(source: str, name: str) -> None:
-    remote, host = minari_remote()
+    remote, address = minari_remote()
     offline = (
         f"offline, a copy in {get_dataset_path(name)} (MINARI_DATASETS_PATH chooses the folder), "
         "or a D4RL file (--dataset d4rl:FILE.hdf5) works"
     )
-    if not answers(host):
-        raise Refused(f"{source} is not on this machine and {host} does not answer; {offline}")
+    if not within_reach(source):
+        raise Refused(f"{source} is not on this machine and {address} does not answer; {offline}")
     target = get_dataset_path(name)
     try:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=get_dataset_path()) as temporary:
@@ -480,11 +495,14 @@ def _download_minari(source: str, name: str) -> None:
 def is_here(source: str) -> bool:
     """Whether the data of a source that is no recipe are on this machine."""
     kind, _, name = source.partition(":")
-    return (get_dataset_path(name) / "data").is_dir() if kind == "minari" else _file_of(source).is_file()
+    return (get_dataset_path(name) / "data").is_dir() if kind == "minari" else _file_of(kind, name).is_file()
 
 
-def answers(url: str, seconds: float = HOST_SECONDS) -> bool:
-    """Whether a host answers at all, proxies respected. Minari itself would try for 23 seconds and fill the screen."""
+def answers(url: str, seconds: float = HOST_SECONDS, own_certificates: bool = False) -> bool:
+    """Whether a host answers at all, proxies respected. Minari itself would try for 23 seconds and fill the screen.
+
+    With `own_certificates` what downloads has other ones than Python, which need not know the host's issuer.
+    """
     answered = threading.Event()
 
     def ask() -> None:
@@ -493,8 +511,7 @@ def answers(url: str, seconds: float = HOST_SECONDS) -> bool:
         except urllib.error.HTTPError:
             pass  # an answer, if not a friendly one
         except urllib.error.URLError as error:
-            # Python's certificates may lack the host's issuer where the client library's have it.
-            if not isinstance(error.reason, ssl.SSLCertVerificationError):
+            if not (own_certificates and isinstance(error.reason, ssl.SSLCertVerificationError)):
                 return
         except (OSError, ValueError, http.client.HTTPException):
             return

@@ -67,7 +67,8 @@ def walk(name: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     maze = environment.raw.unwrapped.maze
     free = mazes.free_cells(maze.maze_map)
     variant = name.removeprefix("antmaze-")
-    goals = tuple((maze.map_length - 1 - row, column) for row, column in _GOALS.get(variant, ())) or free
+    # The simulation's rows run along -y: tasks.py gives it D4RL's map from its last row on.
+    goals = [(maze.map_length - 1 - row, column) for row, column in _GOALS.get(variant, ())] or free
     target = goals[rng.integers(len(goals))]
     start = None
     if variant != "umaze":
