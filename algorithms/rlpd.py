@@ -31,9 +31,9 @@ The ablations of the paper and its relatives are flags or presets of this file: 
 Published as curves; read off by eye, as means over tasks: AntMaze 97 % at 300,000 steps, sparse Adroit 70 % at a
 million, locomotion 94 at 250,000.
 
-Measured, in small, on each of three seeds: pointmaze-large 100 after 20,000 steps
-(benchmarks/results/rlpd_pointmaze-large.csv); antmaze-umaze 0 after 45,000, with five critics of two layers 128 wide
-(rlpd_iql.csv). AntMaze has not been measured at the paper's size.
+Measured, in small, on three seeds: pointmaze-large 100 on each after 20,000 steps
+(benchmarks/results/rlpd_pointmaze-large.csv); antmaze-umaze 57 after 45,000, with five critics of two layers 128 wide, and
+rising (rlpd_iql.csv). AntMaze has not been measured at the paper's size.
 
     python algorithms/rlpd.py --env antmaze-large-diverse
 """
