@@ -23,8 +23,8 @@ Published, on D4RL's -v2 data (CORL's README and its fine-tuning results): hoppe
 antmaze-umaze 77, and 97 after a million steps online.
 
 Measured: 100,000 transitions of hopper-medium's recipe 93, where the authors' code comes to 83, three seeds
-(benchmarks/results/official.csv); in small, pointmaze-medium 97, ten seeds (smoke.csv); antmaze-umaze 13 after 100,000
-updates and 43 after 80,000 steps online (rlpd_iql.csv), antmaze-umaze-diverse 0 after 100,000 (antmaze_offline.csv).
+(benchmarks/results/official.csv); in small, pointmaze-medium 97, ten seeds (smoke.csv); antmaze-umaze 3 and
+antmaze-umaze-diverse 4 after 100,000 updates (antmaze_offline.csv), far below cloning there.
 
     python algorithms/iql.py --env antmaze-umaze
     python algorithms/iql.py --env antmaze-umaze --online-steps 1000000
