@@ -173,7 +173,7 @@ def train_peer(side: Side, data: Dataset, file: Path) -> None:
     task, checkout = tasks.find(options.task), getattr(options, name)
     rows, finals, learning, evaluation = [], [], 0.0, 0.0
     for seed in range(options.num_seeds):
-        settings = {"data": str(file), "seed": seed, "updates": options.updates}
+        settings = {"data": str(file), "seed": seed, "updates": options.updates, "family": task.family}
         evaluator = Evaluator(lambda: environments.make(task, data), 1, options.eval_episodes)
         with Peer(options.peer_python, name, checkout, settings) as peer:
             for step in range(options.eval_every, options.updates + 1, options.eval_every):

@@ -37,7 +37,7 @@ from benchmarks import (
     two_ways,
 )
 from benchmarks.page import costs, rate
-from common import environments, recipes, tasks
+from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
 
@@ -297,7 +297,9 @@ def test_every_line_of_a_file_is_counted_once():
 def small_checkout(folder: Path) -> Path:
     """What a checkout of the authors' IQL holds, with a learner that goes forward at the number of its updates."""
     (folder / "configs").mkdir(parents=True)
-    (folder / "configs" / "mujoco_config.py").write_text("def get_config(): return {'expectile': 0.7}\n")
+    for name, expectile in (("mujoco", 0.7), ("antmaze", 0.9)):
+        text = f"def get_config(): return {{'expectile': {expectile}}}\n"
+        (folder / "configs" / f"{name}_config.py").write_text(text)
     (folder / "dataset_utils.py").write_text(
         "class Dataset:\n"
         "    def __init__(self, observations, actions, rewards, masks, ends, next_observations, size):\n"
@@ -314,15 +316,34 @@ def small_checkout(folder: Path) -> Path:
         "class Learner:\n"
         "    def __init__(self, seed, observations, actions, max_steps, expectile):\n"
         "        self.count, self.size, self.actor = 0, actions.shape[1], types.SimpleNamespace(params=zeros(3))\n"
-        "        assert (max_steps, expectile) == (4, 0.7)\n"
+        "        self.expectile = expectile\n"
+        "        assert max_steps == 4\n"
         "    def update(self, batch):\n"
         "        self.count += 1\n"
-        "        assert (batch == 2).all()\n"
+        "        assert set(batch) <= ({2} if self.expectile == 0.7 else {-1, 0})\n"
         "    def sample_actions(self, observations, temperature):\n"
         "        print('what a peer prints is not an answer')\n"
-        "        return np.full((len(observations), self.size), 0.1 * self.count)\n"
+        "        return np.full((len(observations), self.size), (self.expectile - 0.6) * self.count)\n"
     )
     return folder
+
+
+@pytest.mark.parametrize(("task", "actions"), [("pointmaze-umaze", [0.2, 0.4]), ("antmaze-umaze", [0.6, 1.2])])
+def test_a_peer_has_its_settings_for_the_task(tmp_path, monkeypatch, task, actions):
+    """Of AntMaze other ones than of locomotion, and rewards of -1 for every step."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    data = datasets.load(tasks.find(task), f"minari:{recipes.make(task, 300)}")
+    file = tmp_path / "data.npz"
+    np.savez(
+        file, observations=data.observation, actions=data.action, rewards=data.reward,
+        next_observations=data.next_observation, terminals=data.terminated.astype(np.float32),
+        timeouts=data.truncated.astype(np.float32),
+    )  # fmt: skip
+    settings = {"data": str(file), "seed": 0, "updates": 4, "family": tasks.find(task).family}
+    with official.Peer(sys.executable, "iql", small_checkout(tmp_path / "iql"), settings) as peer:
+        for expected in actions:
+            peer.train(2)
+            np.testing.assert_allclose(peer.act(data.observation[:3], data.action.shape[1]), expected, rtol=1e-5)
 
 
 def test_a_peer_trains_on_our_data_and_leaves_a_run_directory(tmp_path, monkeypatch):

@@ -54,7 +54,10 @@ def corl(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained
 
 
 def iql(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained:
-    """The authors' IQL with its settings for locomotion; today's JAX and Flax are told three of the old habits."""
+    """The authors' IQL with its settings for AntMaze or, elsewhere, for locomotion.
+
+    Today's JAX and Flax are told three of the old habits.
+    """
     import flax
     import jax
 
@@ -73,7 +76,7 @@ def iql(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained:
     jax.jit = forgiving
     module = load(checkout / "train_offline.py")
     jax.jit = jit
-    from configs import mujoco_config
+    from configs import antmaze_config, mujoco_config
     from dataset_utils import Dataset
 
     actions = np.clip(data["actions"], -1 + 1e-5, 1 - 1e-5)
@@ -82,11 +85,16 @@ def iql(checkout: Path, data: dict[str, np.ndarray], settings: dict) -> Trained:
         data["observations"], actions, data["rewards"], 1 - data["terminals"], ends, data["next_observations"],
         len(actions),
     )  # fmt: skip
-    module.normalize(rows)
+    if settings["family"] == "antmaze":
+        rows.rewards -= 1.0
+        config = antmaze_config.get_config()
+    else:
+        module.normalize(rows)
+        config = mujoco_config.get_config()
     np.random.seed(settings["seed"])  # noqa: NPY002, where their minibatches are drawn from
     agent = module.Learner(
         settings["seed"], rows.observations[:1], actions[:1], max_steps=settings["updates"],
-        **dict(mujoco_config.get_config()),
+        **dict(config),
     )  # fmt: skip
 
     def run(updates: int) -> None:
