@@ -51,6 +51,12 @@ class AntMazeData:
     """Transitions of each, instead of the recipe's own number."""
 
 
+def is_overturned(observation: np.ndarray) -> bool:
+    """Whether an ant lies on its back: its vertical points down."""
+    x, y = observation[4:6]
+    return bool(1 - 2 * (x * x + y * y) < 0)
+
+
 def ants(episodes: int, console: Console) -> list[dict]:
     """What random actions do to either ant in the U."""
     rows = []
@@ -61,8 +67,7 @@ def ants(episodes: int, console: Console) -> list[dict]:
             environment.reset(number)
             actions = np.random.default_rng(number).uniform(-1, 1, (environment.horizon, environment.action_size))
             for step, action in enumerate(actions.astype(np.float32)):
-                x, y = environment.step(action).next_observation[4:6]
-                overturned[number, step] = 1 - 2 * (x * x + y * y) < 0
+                overturned[number, step] = is_overturned(environment.step(action).next_observation)
         environment.close()
         row = {
             "ant": ant,
@@ -82,8 +87,7 @@ def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
     observations, _ = antmaze.follow(environment, None, goal, np.random.default_rng([1, number]), noise, ARRIVAL)
     arrivals = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
-    x, y = observations[-1, 4:6]
-    return bool(len(arrivals)), int(arrivals[0]) + 1 if len(arrivals) else 0, bool(1 - 2 * (x * x + y * y) < 0)
+    return bool(len(arrivals)), int(arrivals[0]) + 1 if len(arrivals) else 0, is_overturned(observations[-1])
 
 
 def walks(episodes: int, console: Console) -> list[dict]:

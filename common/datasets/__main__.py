@@ -36,9 +36,9 @@ def list_tasks() -> None:
     CONSOLE.print(f"{'task':<24} here  data")
     for name in tasks.names():
         task = tasks.find(name)
-        source = _found(task) or task.default_dataset
-        here = "yes" if _found(task) else ""
-        CONSOLE.print(f"{name:<24} {here:<4}  {source}", soft_wrap=True, highlight=False)
+        found = _found(task)
+        here = "yes" if found else ""
+        CONSOLE.print(f"{name:<24} {here:<4}  {found or task.default_dataset}", soft_wrap=True, highlight=False)
 
 
 def info(name: Name) -> None:
