@@ -35,7 +35,6 @@ from common.runs import making
 MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
 RECIPES = tuple(name for name in recipes.names() if name.startswith("antmaze"))
 NOISES = (0.0, 0.2)
-ARRIVAL = 0.5
 """m from the goal at which a walk ends."""
 
 
@@ -82,12 +81,13 @@ def ants(episodes: int, console: Console) -> list[dict]:
 
 
 def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
-    """One walk from the task's start to its goal: whether and when it arrives, and whether it ends on its back."""
+    """One walk from the task's start to a goal: whether and when it arrives, and whether it ends on its back."""
     environment = antmaze.environment_of(name)
-    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
-    observations, _ = antmaze.follow(environment, None, goal, np.random.default_rng([1, number]), noise, ARRIVAL)
-    arrivals = np.flatnonzero(environment.reached(observations[:-1], observations[1:]))
-    return bool(len(arrivals)), int(arrivals[0]) + 1 if len(arrivals) else 0, is_overturned(observations[-1])
+    rng = np.random.default_rng([1, number])
+    goal = environment.raw.unwrapped.maze.unique_goal_locations[0] + environments.beyond_centre(rng)
+    observations, actions = antmaze.follow(environment, None, goal, rng, noise, antmaze.ARRIVAL)
+    arrived = np.linalg.norm(observations[-1, :2] + environment.origin - goal) <= antmaze.ARRIVAL
+    return bool(arrived), len(actions), is_overturned(observations[-1])
 
 
 def walks(episodes: int, console: Console) -> list[dict]:
@@ -152,7 +152,7 @@ def draw(places: dict[str, np.ndarray]) -> None:
                     axes.add_patch(Rectangle((x, y), 4, 4, color="0.75", linewidth=0))
         some = positions[:: max(1, len(positions) // 30_000)] + environment.origin
         axes.plot(*some.T, ",", color="C0", alpha=0.5)
-        axes.plot(*maze.unique_goal_locations[0], "*", color="black", markersize=12)
+        axes.plot(*(environment.data_goal + environment.origin), "*", color="black", markersize=12)
         axes.set(title=name, aspect="equal", xlabel="x, m", ylabel="y, m")
         axes.autoscale_view()
         environment.close()

@@ -5,11 +5,11 @@ goal, in this order, without the achieved goal where the observation holds it al
 other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
-- D4RL's AntMaze form, the default: the goal is not observed. It is the centre of the goal cell (D4RL draws it anew for
-  every episode, up to 1.5 m beyond in x and y); success is within 0.5 m. AntMaze has 29 numbers, x, y and 27 of
-  proprioception, and one start, the origin, with D4RL's noise on the first state; its ant is D4RL's, which has a fifth
-  of the torque of Gymnasium's. PointMaze, the same task with a point for a robot, has 4, position and velocity, and
-  starts within a quarter of a cell of its start.
+- D4RL's AntMaze form, the default: the goal is not observed; success is within 0.5 m. AntMaze has 29 numbers, x, y and
+  27 of proprioception; one start, the origin, with D4RL's noise on the first state; a goal drawn for every episode, as
+  D4RL does, up to 1.5 m beyond the centre of its cell in x and y; and D4RL's ant, which has a fifth of the torque of
+  Gymnasium's. PointMaze, the same task with a point for a robot, has 4, position and velocity, starts within a quarter
+  of a cell of its start, and its goal is the centre.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
   quarter of a cell around theirs, the origin in the middle of the maze, and Gymnasium's ant; PointMaze has 6, goal and
   start anywhere.
@@ -41,6 +41,8 @@ _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
 _FIXED_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
 """Observation size of the form without the goal."""
 _FIXED_GOAL_RADIUS = 0.5
+_GOAL_SPREADS = (1.0, 0.5)
+"""m: D4RL's goal lies beyond the centre of its cell by the sum of two uniform numbers up to these, in x and in y."""
 _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
 _GOAL_RADIUS = 0.45
@@ -91,14 +93,25 @@ class Environment:
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self.origin = np.zeros(2)
         """float64 [2], m: where, in the simulation, observed positions have their origin; 0 but in D4RL's AntMaze."""
-        self._has_own_origin = fixed_goal and task.family == "antmaze"
-        if self._has_own_origin:
+        self._is_d4rls = fixed_goal and task.family == "antmaze"
+        if self._is_d4rls:
             self.origin = np.array(environment.unwrapped.maze.unique_reset_locations[0], float)
+        self._goal_centre = np.array(environment.unwrapped.maze.unique_goal_locations[0], float) if fixed_goal else None
+        self.data_goal = self._goal_centre
+        """float64 [2], m: where the form without the goal has that of data, as observed; None where they observe it.
+
+        D4RL labelled AntMaze's with one draw like an episode's; here it is the mean of such draws.
+        """
+        if self._is_d4rls:
+            self.data_goal = self._goal_centre + sum(_GOAL_SPREADS) / 2 - self.origin
         # In the simulation, as plain numbers: they are compared at every step.
-        self._goal = tuple(environment.unwrapped.maze.unique_goal_locations[0].tolist()) if fixed_goal else None
+        self._goal = tuple(self._goal_centre.tolist()) if fixed_goal else None
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> np.ndarray:
         """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's."""
+        if self._is_d4rls:
+            # A stream of its own beside the simulation's.
+            self._goal = tuple((self._goal_centre + beyond_centre(np.random.default_rng([seed, 1]))).tolist())
         return self._flat(self.raw.reset(seed=seed, options=options)[0])
 
     def step(self, action: np.ndarray) -> Step:
@@ -133,10 +146,15 @@ class Environment:
         return (action - self._centre) / self._half_range if self._is_rescaled else action
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
-        """bool [n]: whether transitions of a maze reach the goal pursued in `observation`, [n, observation] each."""
-        goal = observation[:, -2:] if self._goal is None else np.array(self._goal) - self.origin
-        radius = _GOAL_RADIUS if self._goal is None else _FIXED_GOAL_RADIUS
+        """bool [n]: whether transitions of data of a maze reach their goal, [n, observation] each."""
+        goal = observation[:, -2:] if self.data_goal is None else self.data_goal
+        radius = _GOAL_RADIUS if self.data_goal is None else _FIXED_GOAL_RADIUS
         return np.linalg.norm(next_observation[:, :2].astype(np.float64) - goal, axis=1) <= radius
+
+    def near_goals(self, next_observation: np.ndarray) -> np.ndarray:
+        """bool [n]: whether transitions of the form without the goal could reach it in one episode or another."""
+        far = _FIXED_GOAL_RADIUS + (math.hypot(*[sum(_GOAL_SPREADS) / 2] * 2) if self._is_d4rls else 0.0)
+        return np.linalg.norm(next_observation[:, :2].astype(np.float64) - self.data_goal, axis=1) <= far + 1e-3
 
     def inside_walls(self, observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether the position in each observation [n, observation] of a maze is in a wall or outside."""
@@ -154,9 +172,14 @@ class Environment:
         self.raw.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
-        if self._has_own_origin:
+        if self._is_d4rls:
             observation = observation | {"achieved_goal": observation["achieved_goal"] - self.origin}
         return flatten(observation, self._keys)
+
+
+def beyond_centre(rng: np.random.Generator) -> np.ndarray:
+    """float64 [2], m: a draw of where D4RL's AntMaze has a goal, from the centre of its cell (its maze_env.py)."""
+    return sum(rng.uniform(0.0, spread, 2) for spread in _GOAL_SPREADS)
 
 
 def flat_keys(task: Task, parts: Collection[str]) -> tuple[str, ...]:

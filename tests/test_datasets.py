@@ -317,8 +317,8 @@ U_PATH = [
 
 
 def frame_of(width):
-    """Where the U's middle has its place in data of this width: D4RL's origin is the start."""
-    return np.array([4.0, 4.0]) if width == 29 else np.zeros(2)
+    """Where the U's middle has its place in data of this width: D4RL's origin is the start, 0.75 its goals' mean."""
+    return np.array([4.75, 4.75]) if width == 29 else np.zeros(2)
 
 
 def ant_rows(width, goal=(-4, 4)):
@@ -352,6 +352,34 @@ def test_goals_are_relabelled_and_the_episode_is_cut_there(write, width):
     batch = data.batch(tasks.find("antmaze-umaze"))
     assert batch.reward.tolist() == [-1.0] * 5 + [0.0, 0.0]
     assert batch.mask.tolist() == [1.0] * 5 + [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("goal", "kept"), [((-3.6, 4), True), ((-4, 4), True), ((-1, 4), False), ((0, 4), False)])
+def test_labels_of_a_goal_that_may_be_the_tasks_are_kept(write, goal, kept):
+    """D4RL's AntMaze data have a goal of their own, up to 1.06 m from the mean of what is drawn, and 0.5 m about it."""
+    rows = ant_rows(29)
+    reaches = np.linalg.norm(np.array([*U_PATH[1:], (9, 9)]) - goal, axis=1) <= 0.01  # of the last row, unknown
+    rows["rewards"] = reaches.astype(np.float32)
+    data = load(write(rows), "antmaze-umaze")
+    if not kept:
+        other = load(write(ant_rows(29), "other.hdf5"), "antmaze-umaze")
+        assert data.fingerprint == other.fingerprint
+        return
+    np.testing.assert_array_equal(data.terminated, data.success)
+    np.testing.assert_array_equal(data.reward, data.success)
+    ends = data.next_observation[data.success, :2] - frame_of(29)
+    np.testing.assert_allclose(ends, np.tile(goal, (reaches.sum(), 1)), atol=1e-6)
+    # Rows that start at that goal are dropped, and no other row but the last.
+    assert data.metadata["dropped_at_goal"] == reaches.sum()
+    assert len(data) == len(U_PATH) - 1 - reaches.sum()
+
+
+def test_rewards_that_are_no_labels_do_not_count_as_such(write):
+    """All 0, or a distance: relabelled."""
+    plain = load(write(ant_rows(29), "plain.hdf5"), "antmaze-umaze")
+    for name, rewards in (("none", np.zeros(12)), ("all", np.ones(12)), ("dense", np.linspace(-3, 1, 12))):
+        rows = ant_rows(29) | {"rewards": rewards.astype(np.float32)}
+        assert load(write(rows, f"{name}.hdf5"), "antmaze-umaze").fingerprint == plain.fingerprint
 
 
 def test_terminals_of_d4rls_mazes_do_not_end_the_source_episode(write):

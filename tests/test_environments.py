@@ -287,15 +287,16 @@ D4RL_MAZES = {
 
 @pytest.mark.parametrize("name", D4RL_MAZES)
 def test_antmaze_without_the_goal_is_d4rls_maze_in_d4rls_frame(make, name):
-    """The cell in row r, column c lies at (4 c, 4 r) from the start's; the goal is its cell's centre."""
+    """The cell in row r, column c lies at (4 c, 4 r) from the start's; the goal of data is the mean of D4RL's draws."""
     environment = make(name, 29)
     cells = {(r, c): cell for r, row in enumerate(D4RL_MAZES[name]) for c, cell in enumerate(row)}
     (start,) = (place for place, cell in cells.items() if cell == "r")
     for place, cell in cells.items():
         y, x = 4.0 * (np.array(place) - start)
         assert environment.inside_walls(np.array([[x, y]])).item() == (cell == "1")
-        at_goal = environment.reached(np.zeros((1, 29)), np.array([[x, y]], np.float32)).item()
-        assert at_goal == (cell == "g")
+        beside = np.array([[x, y]], np.float32) + 0.75 + [[0, 0], [0.49, 0], [0, -0.49], [0.36, 0.36], [-0.75, -0.75]]
+        at_goal = environment.reached(np.zeros((5, 29)), beside)
+        assert at_goal.tolist() == ([True, True, True, False, False] if cell == "g" else [False] * 5)
     assert np.abs(environment.reset(0)[:2]).max() <= 0.1
 
 
@@ -325,7 +326,8 @@ def test_d4rls_ant_is_the_weaker_one(make):
     ("name", "goal"),
     [("antmaze-umaze-diverse", (0, 8)), ("antmaze-medium-play", (20, 20)), ("antmaze-large-diverse", (32, 24))],
 )
-def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, goal):
+def test_antmaze_without_the_goal_starts_and_ends_where_d4rls_does(make, name, goal, monkeypatch):
+    """One start, and a goal that is drawn beyond the centre of its cell, by the seed of the episode alone."""
     environment = make(name, 29)
     still = np.zeros(8, np.float32)
     firsts = np.array([environment.reset(seed) for seed in range(20)])
@@ -334,15 +336,38 @@ def test_antmaze_without_the_goal_has_one_start_and_one_goal(make, name, goal):
     assert (firsts[:, :2].std(axis=0) > 0.03).all()
     assert (firsts[:, 7:15].std(axis=0) > 0.03).all()  # joints
     assert (firsts[:, 15:].std(axis=0) > 0.05).all()  # velocities
-    for seed in range(3):
+    drawn = []
+
+    def listen(rng):
+        drawn.append(beyond(rng))
+        return drawn[-1]
+
+    beyond = environments.beyond_centre
+    monkeypatch.setattr(environments, "beyond_centre", listen)
+    for seed in (0, 1, 2, 0):
         np.testing.assert_array_equal(environment.reset(seed), firsts[seed])
         assert not environment.step(still).success
-        place_ant(environment, (goal[0] - 0.55, goal[1]))
+        x, y = goal + drawn[-1]
+        place_ant(environment, (x - 0.55, y))
         assert not environment.step(still).success
         # D4RL's radius of 0.5, where gymnasium-robotics has 0.45.
-        place_ant(environment, (goal[0] - 0.48, goal[1]))
+        place_ant(environment, (x - 0.48, y))
         step = environment.step(still)
         assert (step.reward, step.terminated, step.success) == (1.0, True, True)
+    np.testing.assert_array_equal(drawn[0], drawn[3])
+    assert len(np.unique(drawn)) == 6
+
+
+def test_goals_lie_beyond_the_centre_as_d4rls():
+    """The sum of a uniform number up to 1 m and one up to 0.5 m, in x and in y: mean 0.75, variance 1/12 + 1/48."""
+    rng = np.random.default_rng(0)
+    draws = np.array([environments.beyond_centre(rng) for _ in range(4000)])
+    assert draws.shape == (4000, 2)
+    assert 0 <= draws.min() < 0.05
+    assert 1.45 < draws.max() <= 1.5
+    np.testing.assert_allclose(draws.mean(axis=0), 0.75, atol=0.02)
+    np.testing.assert_allclose(draws.var(axis=0), 1 / 12 + 1 / 48, atol=0.005)
+    assert abs(np.corrcoef(draws.T)[0, 1]) < 0.05
 
 
 def test_antmaze_with_the_goal_varies_it_around_the_same_cells(make):

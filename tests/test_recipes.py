@@ -311,7 +311,7 @@ def test_the_ant_walks_to_its_goal():
 
 
 def test_without_an_arrival_the_ant_stays_about_its_goal():
-    """As D4RL's, until the time limit."""
+    """Until the time limit."""
     environment = antmaze.environment_of("antmaze-umaze")
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
     stayed = 0
@@ -355,10 +355,11 @@ def test_made_data_are_in_the_tasks_form_and_pass_its_goal():
 
 
 def test_starts_and_goals_follow_the_variant(monkeypatch):
-    """umaze: the task's own start; else anywhere. Goals lie in the marked cells where there are such."""
+    """umaze: the task's own start; else anywhere. Goals lie in the marked cells where there are such; there it ends."""
     told = {}
 
-    def listen(environment, start, goal, rng, noise):
+    def listen(environment, start, goal, rng, noise, arrival):
+        assert (noise, arrival) == (0.2, 0.5)
         told.setdefault(environment.task.name, []).append((start, environment.raw.unwrapped.maze, goal))
         return None, None
 
@@ -368,7 +369,6 @@ def test_starts_and_goals_follow_the_variant(monkeypatch):
             antmaze.walk(name, 0, number)
     cells = {
         "antmaze-umaze": {(1, 1)},
-        "antmaze-umaze-diverse": {(1, 1)},
         "antmaze-medium-play": {(5, 6), (2, 1), (1, 5)},
         "antmaze-large-play": {(7, 6), (5, 5), (5, 10), (3, 2), (1, 4), (1, 6), (1, 9)},
     }
@@ -380,7 +380,7 @@ def test_starts_and_goals_follow_the_variant(monkeypatch):
             assert starts == {None}
             continue
         assert len(starts) >= 6
-        assert name in cells or len(pursued) > 15
+        assert name in cells or len(pursued) >= (7 if "umaze" in name else 16)
         assert all(start != tuple(maze.cell_xy_to_rowcol(goal)) for start, maze, goal in walks)
         offsets = np.array([goal - maze.cell_rowcol_to_xy(maze.cell_xy_to_rowcol(goal)) for _, maze, goal in walks])
         assert 0 <= offsets.min() < 0.3

@@ -9,7 +9,8 @@ rules that are the same for every source:
 - `terminated` is a true end of the task, `truncated` any other end of an episode: a time limit, a cut, the end of the
   file. Every episode ends with exactly one of them.
 - Tasks that reach a goal are relabelled from the positions: reward 1 and terminated where the goal pursued is reached,
-  else 0. The task is over then, so rows that start at the goal (an agent resting there) are dropped.
+  else 0; but labels that already mark one goal where the task may have it are kept, as D4RL's AntMaze data, whose goal
+  was drawn, are. The task is over then, so rows that start at the goal (an agent resting there) are dropped.
 - Binary Adroit is relabelled from the observations: reward 0 where solved, else -1, never terminated.
 - Where the task's environment never terminates, a terminal in the data is a time limit.
 - Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
@@ -25,6 +26,7 @@ import numpy as np
 
 from common import environments, recipes
 from common.datasets.sources import READERS, Episodes, Rows, fingerprint, is_here, validate, within_reach
+from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -127,10 +129,15 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             terminated = np.zeros(count, bool)
         keep = np.ones(count, bool)
         if task.reaches_goal:
-            success = environment.reached(observation, next_observation) & known
+            if _marks_a_goal(environment, rows.reward[known], next_observation[known]):
+                success = (rows.reward == 1) & known
+                at_goal = np.concatenate([[False], success[:-1]])
+            else:
+                success = environment.reached(observation, next_observation) & known
+                at_goal = environment.reached(observation, observation)
             reward, terminated = success.astype(np.float32), success
             first = np.concatenate([[True], boundary[:-1]])
-            keep = first | ~environment.reached(observation, observation)
+            keep = first | ~at_goal
         elif task.family == "ogbench":
             success = rows.terminal
         else:
@@ -180,6 +187,13 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         return dataset
     finally:
         environment.close()
+
+
+def _marks_a_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
+    """Whether rewards [n] are those of one goal that is not observed, in a place where the task may have it."""
+    if environment.data_goal is None or set(np.unique(reward).tolist()) != {0.0, 1.0}:
+        return False
+    return bool(environment.near_goals(next_observation[reward == 1]).all())
 
 
 # gymnasium_robotics/envs/adroit_hand/adroit_*.py, step(): when the object is where it should be, in observations.

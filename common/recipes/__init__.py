@@ -51,7 +51,7 @@ class _Family:
 
 _FAMILIES = {
     "pointmaze": _Family(pointmaze.generate, pointmaze.PARAMETERS, lambda name: 100_000),
-    "antmaze": _Family(antmaze.generate, antmaze.PARAMETERS, lambda name: 1_000_000, version=2),
+    "antmaze": _Family(antmaze.generate, antmaze.PARAMETERS, lambda name: 1_000_000, version=3),
     "locomotion": _Family(locomotion.generate, locomotion.PARAMETERS, locomotion.usual_size),
 }
 
