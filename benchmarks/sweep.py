@@ -364,14 +364,9 @@ class Runner:
         if not (out / "config.json").exists():
             return [*program, *job.arguments(), "--out", str(out)]
         config = json.loads((out / "config.json").read_text())
-        done, arguments = (out / "summary.json").exists(), without_folder(config["arguments"])
-        if done and (config["dataset"] or {}).get("source") == job.source:
-            # It may have found by itself the data that the sweep has decided on.
-            silent = dataclasses.replace(job, source=None).arguments()
-            arguments = job.arguments() if arguments == silent else arguments
-        if config["algorithm"] != job.algorithm or arguments != job.arguments():
+        if config["algorithm"] != job.algorithm or without_folder(config["arguments"]) != job.arguments():
             raise Refused(f"{out} holds another run than the suite asks for now: move it away to train anew")
-        return None if done else [*program, "--resume", str(out)]
+        return None if (out / "summary.json").exists() else [*program, "--resume", str(out)]
 
     def run(self, job: Job) -> int:
         """Train what is missing of a job: the exit status, 0 if there was nothing to do."""

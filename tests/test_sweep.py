@@ -1,7 +1,6 @@
 """benchmarks/sweep.py does what is missing and nothing else; benchmarks/report.py counts as it says."""
 
 import csv
-import dataclasses
 import importlib.util
 import json
 import os
@@ -375,20 +374,6 @@ def test_all_jobs_of_a_sweep_learn_from_the_data_it_began_with(tmp_path, monkeyp
         for job in runner.chosen:
             assert job.arguments()[:4] == ["--env", "hopper-medium", "--dataset", "recipe:hopper-medium"]
     assert (made, fetched) == (["hopper-medium"] * 2, [])
-    # What has finished before the sweep wrote down its source may have found it by itself.
-    (job, *_), out = runner.chosen, tmp_path / "runs" / "tiny" / runner.chosen[0].folder
-    out.mkdir(parents=True)
-    (out / "summary.json").write_text("{}")
-    for source, taken in (("recipe:hopper-medium", True), ("minari:elsewhere-v0", False)):
-        arguments = dataclasses.replace(job, source=None).arguments()
-        told = {"algorithm": job.algorithm, "arguments": arguments, "dataset": {"source": source}}
-        (out / "config.json").write_text(json.dumps(told))
-        if taken:
-            assert runner.command(job) is None
-        else:
-            with pytest.raises(Refused, match="move it away"):
-                runner.command(job)
-    shutil.rmtree(out)
     # A sweep that begins where the published data are within reach has them, and fetches them once.
     (tmp_path / "runs" / "tiny" / "suite.json").unlink()
     assert sweep.main(asked) == 0
