@@ -93,7 +93,7 @@ def walk_home(name: str, noise: float, number: int) -> tuple[bool, int, bool]:
     environment = antmaze.environment_of(name)
     rng = np.random.default_rng([1, number])
     goal = environment.raw.unwrapped.maze.unique_goal_locations[0] + environments.beyond_centre(rng)
-    observations, actions = antmaze.follow(environment, None, goal, rng, noise, antmaze.ARRIVAL)
+    observations, actions = antmaze.follow(environment, None, goal, rng, noise)
     arrived = np.linalg.norm(observations[-1, :2] + environment.origin - goal) <= antmaze.ARRIVAL
     return bool(arrived), len(actions), is_overturned(observations[-1])
 

@@ -303,23 +303,11 @@ def test_the_ant_walks_to_its_goal():
     arrived = 0
     for number in range(6):
         rng = np.random.default_rng(number)
-        observations, actions = antmaze.follow(environment, None, goal, rng, noise=0.0, arrival=0.5)
+        observations, actions = antmaze.follow(environment, None, goal, rng, noise=0.0)
         distance = np.linalg.norm(observations[:, :2] + environment.origin - goal, axis=1)
         assert (distance[:-1] > 0.5).all()  # the walk ends there
         arrived += distance[-1] <= 0.5 and len(actions) < environment.horizon
     assert arrived >= 4
-
-
-def test_without_an_arrival_the_ant_stays_about_its_goal():
-    """Until the time limit."""
-    environment = antmaze.environment_of("antmaze-umaze")
-    goal = environment.raw.unwrapped.maze.unique_goal_locations[0]
-    stayed = 0
-    for number in range(3):
-        observations, actions = antmaze.follow(environment, None, goal, np.random.default_rng(number), noise=0.0)
-        distance = np.linalg.norm(observations[:, :2] + environment.origin - goal, axis=1)
-        stayed += len(actions) == environment.horizon and (distance[500:] < 2).all()
-    assert stayed >= 1
 
 
 def test_an_ant_on_its_back_lies_there_until_the_time_limit(monkeypatch):
@@ -355,11 +343,11 @@ def test_made_data_are_in_the_tasks_form_and_pass_its_goal():
 
 
 def test_starts_and_goals_follow_the_variant(monkeypatch):
-    """umaze: the task's own start; else anywhere. Goals lie in the marked cells where there are such; there it ends."""
+    """umaze: the task's own start; else anywhere. Goals lie in the marked cells where there are such."""
     told = {}
 
-    def listen(environment, start, goal, rng, noise, arrival):
-        assert (noise, arrival) == (0.2, 0.5)
+    def listen(environment, start, goal, rng, noise):
+        assert noise == 0.2
         told.setdefault(environment.task.name, []).append((start, environment.raw.unwrapped.maze, goal))
         return None, None
 

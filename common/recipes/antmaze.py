@@ -33,7 +33,7 @@ _NOISE = 0.2
 _LOOK_EVERY = 5
 """Steps of the ant between waypoints."""
 ARRIVAL = 0.5
-"""m from the goal pursued, at which an episode ends."""
+"""m from the goal pursued: there a walk ends."""
 _GOALS = {
     "umaze": ((3, 1),),
     "medium-play": ((2, 6), (5, 1), (6, 5)),
@@ -82,7 +82,7 @@ def walk(name: str, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         while start == target:
             start = free[rng.integers(len(free))]
     goal = maze.cell_rowcol_to_xy(np.array(target)) + environments.beyond_centre(rng)
-    return follow(environment, start, goal, rng, _NOISE, ARRIVAL)
+    return follow(environment, start, goal, rng, _NOISE)
 
 
 def follow(
@@ -91,11 +91,10 @@ def follow(
     goal: np.ndarray,
     rng: np.random.Generator,
     noise: float,
-    arrival: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Walk an ant to a goal [2] of the simulation, from near the centre of a cell or from the task's start (None).
 
-    The walk ends at the time limit or within `arrival` m of the goal, if that is given.
+    The walk ends at the goal or at the time limit.
     """
     simulation = environment.raw.unwrapped
     simulation.position_noise_range = 0.0 if start is None else 0.25
@@ -113,7 +112,7 @@ def follow(
         observations.append(observation)
         actions.append(action)
         place = observation[:2] + environment.origin
-        arrived = arrival is not None and float(np.linalg.norm(place - goal)) <= arrival
+        arrived = float(np.linalg.norm(place - goal)) <= ARRIVAL
     return np.array(observations), np.array(actions)
 
 
