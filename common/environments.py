@@ -6,10 +6,10 @@ other names follow each other by name.
 
 Mazes have two forms, and data decide which one is played:
 - D4RL's AntMaze form, the default: the goal is not observed; success is within 0.5 m. AntMaze has 29 numbers, x, y and
-  27 of proprioception; one start, the origin, with D4RL's noise on the first state; a goal drawn for every episode, as
-  D4RL does, up to 1.5 m beyond the centre of its cell in x and y; and D4RL's ant, which has a fifth of the torque of
-  Gymnasium's. PointMaze, the same task with a point for a robot, has 4, position and velocity, starts within a quarter
-  of a cell of its start, and its goal is the centre.
+  27 of proprioception; one start, the origin, with D4RL's noise on the first state; a goal that is drawn for every
+  episode, as D4RL's is, up to 1.5 m beyond the centre of its cell in x and y; and D4RL's ant, which has a fifth of the
+  torque of Gymnasium's. PointMaze, the same task with a point for a robot, has 4, position and velocity, starts within
+  a quarter of a cell of its start, and its goal is the centre.
 - Minari's: the same and the goal, which varies; within 0.45 m. AntMaze has 31 numbers, goal and start varying by a
   quarter of a cell around theirs, the origin in the middle of the maze, and Gymnasium's ant; PointMaze has 6, goal and
   start anywhere.
@@ -38,9 +38,13 @@ if TYPE_CHECKING:
     from common.datasets import Dataset
 
 _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
-_FIXED_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
+_HIDDEN_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
 """Observation size of the form without the goal."""
-_FIXED_GOAL_RADIUS = 0.5
+_HIDDEN_GOAL_RADIUS = 0.5
+_ROUNDING = 1e-3
+"""m, of positions in single precision."""
+GOAL_WIDTH = 2 * _HIDDEN_GOAL_RADIUS + _ROUNDING
+"""m: how far apart, in x or y, two places may be from which one goal that is not observed is reached."""
 _GOAL_SPREADS = (1.0, 0.5)
 """m: D4RL's goal lies beyond the centre of its cell by the sum of two uniform numbers up to these, in x and in y."""
 _RESET_NOISE = 0.1
@@ -69,11 +73,11 @@ class Step(NamedTuple):
 class Environment:
     """One task, one episode at a time: an episode is a function of (seed, actions)."""
 
-    def __init__(self, task: Task, environment: gymnasium.Env, fixed_goal: bool = False):
-        """Of a Gymnasium environment; `fixed_goal` picks the maze form that does not observe the goal."""
+    def __init__(self, task: Task, environment: gymnasium.Env, hidden_goal: bool = False):
+        """Of a Gymnasium environment; `hidden_goal` picks the maze form that does not observe the goal."""
         space = environment.observation_space
         self._keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
-        if fixed_goal:
+        if hidden_goal:
             self._keys = self._keys[:-1]
         parts = [space] if self._keys is None else [space[key] for key in self._keys]
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
@@ -93,23 +97,23 @@ class Environment:
         self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self.origin = np.zeros(2)
         """float64 [2], m: where, in the simulation, observed positions have their origin; 0 but in D4RL's AntMaze."""
-        self._is_d4rls = fixed_goal and task.family == "antmaze"
-        if self._is_d4rls:
+        self.draws_goal = hidden_goal and task.family == "antmaze"
+        """Whether it is D4RL's AntMaze, where a goal that is not observed is drawn for every episode."""
+        if self.draws_goal:
             self.origin = np.array(environment.unwrapped.maze.unique_reset_locations[0], float)
-        self._goal_centre = np.array(environment.unwrapped.maze.unique_goal_locations[0], float) if fixed_goal else None
-        self.data_goal = self._goal_centre
-        """float64 [2], m: where the form without the goal has that of data, as observed; None where they observe it.
-
-        D4RL labelled AntMaze's with one draw like an episode's; here it is the mean of such draws.
-        """
-        if self._is_d4rls:
-            self.data_goal = self._goal_centre + sum(_GOAL_SPREADS) / 2 - self.origin
+        self._goal_centre = (
+            np.array(environment.unwrapped.maze.unique_goal_locations[0], float) if hidden_goal else None
+        )
+        mean = sum(_GOAL_SPREADS) / 2 if self.draws_goal else 0.0
+        self.data_goal = self._goal_centre + mean - self.origin if hidden_goal else None
+        """float64 [2], m: the goal that data are labelled with where it is not observed, the mean of what is drawn, in
+        the frame of observations; None where it is observed."""
         # In the simulation, as plain numbers: they are compared at every step.
-        self._goal = tuple(self._goal_centre.tolist()) if fixed_goal else None
+        self._goal = tuple(self._goal_centre.tolist()) if hidden_goal else None
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> np.ndarray:
         """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's."""
-        if self._is_d4rls:
+        if self.draws_goal:
             # A stream of its own beside the simulation's.
             self._goal = tuple((self._goal_centre + beyond_centre(np.random.default_rng([seed, 1]))).tolist())
         return self._flat(self.raw.reset(seed=seed, options=options)[0])
@@ -127,7 +131,7 @@ class Environment:
             success = bool(info.get("success", False))
         else:
             x, y = raw["achieved_goal"].tolist()
-            success = math.hypot(x - self._goal[0], y - self._goal[1]) <= _FIXED_GOAL_RADIUS
+            success = math.hypot(x - self._goal[0], y - self._goal[1]) <= _HIDDEN_GOAL_RADIUS
         if self.task.reaches_goal:
             reward, terminated = float(success), success
         elif self.task.family == "adroit-binary":
@@ -146,15 +150,15 @@ class Environment:
         return (action - self._centre) / self._half_range if self._is_rescaled else action
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
-        """bool [n]: whether transitions of data of a maze reach their goal, [n, observation] each."""
+        """bool [n]: whether transitions of a maze's data, [n, observation] each, reach the goal of their labels."""
         goal = observation[:, -2:] if self.data_goal is None else self.data_goal
-        radius = _GOAL_RADIUS if self.data_goal is None else _FIXED_GOAL_RADIUS
+        radius = _GOAL_RADIUS if self.data_goal is None else _HIDDEN_GOAL_RADIUS
         return np.linalg.norm(next_observation[:, :2].astype(np.float64) - goal, axis=1) <= radius
 
-    def near_goals(self, next_observation: np.ndarray) -> np.ndarray:
-        """bool [n]: whether transitions of the form without the goal could reach it in one episode or another."""
-        far = _FIXED_GOAL_RADIUS + (math.hypot(*[sum(_GOAL_SPREADS) / 2] * 2) if self._is_d4rls else 0.0)
-        return np.linalg.norm(next_observation[:, :2].astype(np.float64) - self.data_goal, axis=1) <= far + 1e-3
+    def near_goals(self, observation: np.ndarray) -> np.ndarray:
+        """bool [n]: whether D4RL's AntMaze may have a goal within reach of these positions, [n, observation]."""
+        beyond = np.abs(observation[:, :2].astype(np.float64) - self.data_goal) - sum(_GOAL_SPREADS) / 2
+        return np.linalg.norm(beyond.clip(0.0), axis=1) <= _HIDDEN_GOAL_RADIUS + _ROUNDING
 
     def inside_walls(self, observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether the position in each observation [n, observation] of a maze is in a wall or outside."""
@@ -172,7 +176,7 @@ class Environment:
         self.raw.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
-        if self._is_d4rls:
+        if self.draws_goal:
             observation = observation | {"achieved_goal": observation["achieved_goal"] - self.origin}
         return flatten(observation, self._keys)
 
@@ -207,9 +211,9 @@ def make(task: Task, dataset: Dataset | None = None) -> Environment:
 
 def open_form(task: Task, observation_size: int | None = None, action_size: int | None = None) -> Environment:
     """The environment of a task in the form that data of these sizes have; by default the first of its forms."""
-    fixed_size = _FIXED_GOAL_SIZES.get(task.family)
-    fixed_goal = fixed_size is not None and observation_size in (None, fixed_size)
-    keywords = task.goal_keywords if fixed_size is not None and not fixed_goal else task.keywords
+    hidden_size = _HIDDEN_GOAL_SIZES.get(task.family)
+    hidden_goal = hidden_size is not None and observation_size in (None, hidden_size)
+    keywords = task.goal_keywords if hidden_size is not None and not hidden_goal else task.keywords
     try:
         with _quiet():
             raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)
@@ -220,20 +224,20 @@ def open_form(task: Task, observation_size: int | None = None, action_size: int 
         # A maze leaves its model in the temporary folder; the simulation has read it by now.
         with contextlib.suppress(OSError):
             os.remove(raw.unwrapped.tmp_xml_file_path)
-    if fixed_goal and task.family == "antmaze":
+    if hidden_goal and task.family == "antmaze":
         # D4RL's ant starts in the centre of its cell, with noise on every joint and velocity; gymnasium-robotics' has
         # none, so that all episodes of a deterministic policy would be one and the same.
         raw.unwrapped.position_noise_range = 0.0
         raw.unwrapped.ant_env._reset_noise_scale = _RESET_NOISE
         as_d4rl(raw.unwrapped.model)
-    environment = Environment(task, raw, fixed_goal)
+    environment = Environment(task, raw, hidden_goal)
     for size, own, what in (
         (observation_size, environment.observation_size, "observation"),
         (action_size, environment.action_size, "action"),
     ):
         if size not in (None, own):
             environment.close()
-            forms = f"{fixed_size} or " if fixed_size is not None and what == "observation" else ""
+            forms = f"{hidden_size} or " if hidden_size is not None and what == "observation" else ""
             raise Refused(
                 f"{task.name}: the data have {size} numbers per {what}, {task.environment} has {forms}{own}; "
                 "choose the task that the data were collected for"

@@ -354,32 +354,89 @@ def test_goals_are_relabelled_and_the_episode_is_cut_there(write, width):
     assert batch.mask.tolist() == [1.0] * 5 + [0.0, 0.0]
 
 
-@pytest.mark.parametrize(("goal", "kept"), [((-3.6, 4), True), ((-4, 4), True), ((-1, 4), False), ((0, 4), False)])
-def test_labels_of_a_goal_that_may_be_the_tasks_are_kept(write, goal, kept):
-    """D4RL's AntMaze data have a goal of their own, up to 1.06 m from the mean of what is drawn, and 0.5 m about it."""
+def labelled(goal):
+    """The rows of `ant_rows(29)` as D4RL's script labels them for a goal, given in the frame of U_PATH."""
     rows = ant_rows(29)
-    reaches = np.linalg.norm(np.array([*U_PATH[1:], (9, 9)]) - goal, axis=1) <= 0.01  # of the last row, unknown
-    rows["rewards"] = reaches.astype(np.float32)
+    reached = np.linalg.norm(np.array(U_PATH[1:]) - goal, axis=1) <= 0.5
+    rows["rewards"] = np.append(reached, 0).astype(np.float32)
+    rows["terminals"] = rows["rewards"] == 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("goal", "reaching"), [((-3.25, 4), [5, 7, 9]), ((-3.25, 4.3), [5, 9]), ((-4.4, 4), [6]), ((-4.4, 4.25), [6])]
+)
+def test_labels_of_a_goal_that_d4rls_antmaze_may_draw_are_kept(write, goal, reaching):
+    """The ant comes, rests, leaves and comes back; the goal is not the mean of what is drawn."""
+    rows = labelled(goal)
+    assert np.flatnonzero(rows["rewards"]).tolist() == reaching
     data = load(write(rows), "antmaze-umaze")
-    if not kept:
-        other = load(write(ant_rows(29), "other.hdf5"), "antmaze-umaze")
-        assert data.fingerprint == other.fingerprint
-        return
-    np.testing.assert_array_equal(data.terminated, data.success)
+    # Rows that start at that goal are dropped, and the last, without a successor.
+    kept = [row for row in range(11) if row - 1 not in reaching]
+    np.testing.assert_allclose(data.observation[:, :2] - frame_of(29), np.array(U_PATH)[kept], atol=1e-6)
+    assert data.success.tolist() == data.terminated.tolist() == [row in reaching for row in kept]
     np.testing.assert_array_equal(data.reward, data.success)
-    ends = data.next_observation[data.success, :2] - frame_of(29)
-    np.testing.assert_allclose(ends, np.tile(goal, (reaches.sum(), 1)), atol=1e-6)
-    # Rows that start at that goal are dropped, and no other row but the last.
-    assert data.metadata["dropped_at_goal"] == reaches.sum()
-    assert len(data) == len(U_PATH) - 1 - reaches.sum()
+    assert data.metadata["own_labels"] is True
+    assert "(the data's own labels)" in cards.format_card(cards.card(data, tasks.find("antmaze-umaze")))
 
 
-def test_rewards_that_are_no_labels_do_not_count_as_such(write):
-    """All 0, or a distance: relabelled."""
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        {},
+        dict.fromkeys(range(12), 1.0),
+        {3: -3.0, 4: 0.5},
+        {2: 1.0},
+        {4: 1.0, 5: 1.0},
+        {5: 1.0, 8: 0.25},
+    ],
+    ids=["none", "all", "dense", "elsewhere", "elsewhere too", "not 0 and 1"],
+)
+def test_rewards_that_are_no_labels_of_the_task_are_replaced(write, rewards):
     plain = load(write(ant_rows(29), "plain.hdf5"), "antmaze-umaze")
-    for name, rewards in (("none", np.zeros(12)), ("all", np.ones(12)), ("dense", np.linspace(-3, 1, 12))):
-        rows = ant_rows(29) | {"rewards": rewards.astype(np.float32)}
-        assert load(write(rows, f"{name}.hdf5"), "antmaze-umaze").fingerprint == plain.fingerprint
+    rows = ant_rows(29) | {"rewards": np.zeros(12, np.float32)}
+    for row, reward in rewards.items():
+        rows["rewards"][row] = reward
+    data = load(write(rows), "antmaze-umaze")
+    assert data.fingerprint == plain.fingerprint
+    assert data.metadata["own_labels"] is False
+    assert "(labelled by the task's goal)" in cards.format_card(cards.card(data, tasks.find("antmaze-umaze")))
+
+
+@pytest.mark.parametrize(
+    ("places", "kept"),
+    [
+        (((-2.8, 4), (-2.8, 4)), True),  # 0.75 m to where goals end, and 0.45 m
+        (((-2.7, 4), (-2.7, 4)), False),
+        (((-2.9, 5.1), (-2.9, 5.1)), True),
+        (((-2.85, 5.15), (-2.85, 5.15)), False),  # the corner: 0.57 m from the last goal
+        (((-4.4, 4), (-3.41, 4)), True),
+        (((-4.4, 4), (-3.39, 4)), False),  # two goals, as of data collected in the environment itself
+    ],
+)
+def test_labels_are_kept_where_one_goal_may_be(write, places, kept):
+    rows = ant_rows(29)
+    rows["observations"][[6, 10], :2] = places + frame_of(29)
+    rows["rewards"] = np.zeros(12, np.float32)
+    rows["rewards"][[5, 9]] = 1
+    assert load(write(rows), "antmaze-umaze").metadata["own_labels"] is kept
+
+
+@pytest.mark.parametrize("successors", [False, True])
+def test_an_episodes_last_label_may_be_of_the_next_one(write, successors):
+    """D4RL's script labels a row by the one that follows, also where that is another episode's start."""
+    start, there, away = (np.array(place) + frame_of(29) for place in ((-4, -4), (-3.5, 4), (0, 4)))
+    path = [start, there, away, start, away, away, there, away, away]
+    rows = {key: value[:9] for key, value in ant_rows(29).items()}
+    rows["observations"][:, :2] = path
+    rows["timeouts"] = np.isin(np.arange(9), [2, 5, 8])
+    rows["rewards"] = np.isin(np.arange(9), [0, 5]).astype(np.float32)
+    if successors:
+        rows["next_observations"] = rows["observations"].copy()
+        rows["next_observations"][:, :2] = [there, away, start, away, away, away, away, away, away]
+    data = load(write(rows), "antmaze-umaze")
+    assert data.metadata["own_labels"] is True
+    assert np.flatnonzero(data.success).tolist() == np.flatnonzero(data.reward).tolist() == [0]
 
 
 def test_terminals_of_d4rls_mazes_do_not_end_the_source_episode(write):
@@ -638,7 +695,7 @@ def test_minari_pointmaze_has_its_own_goal_in_its_6_numbers():
 
 
 @pytest.mark.filterwarnings("ignore:env_spec is None")
-def test_pointmaze_of_4_numbers_has_the_fixed_goal(write):
+def test_pointmaze_of_4_numbers_has_one_goal(write):
     """From Minari or from a file of D4RL's, whatever reward the source has: within 0.5 m of (-1, 1)."""
     ((path, _),) = point_episodes([(0, 0)])
     path[6, :2] = (-1, 0.52)  # within 0.5, not within 0.45
@@ -659,6 +716,10 @@ def test_pointmaze_of_4_numbers_has_the_fixed_goal(write):
         "timeouts": np.arange(len(path)) == steps,
     }
     assert load(write(rows), "pointmaze-umaze").fingerprint == data.fingerprint
+    labels = np.arange(len(path)) == 5  # of one of the two arrivals: this goal is not drawn, so that none are kept
+    labelled = load(write(rows | {"rewards": labels.astype(np.float32)}, "labelled.hdf5"), "pointmaze-umaze")
+    assert labelled.fingerprint == data.fingerprint
+    assert labelled.metadata["own_labels"] is False
     environment = environments.make(tasks.find("pointmaze-umaze"), data)
     assert environment.observation_size == 4
     environment.close()

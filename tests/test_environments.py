@@ -105,6 +105,27 @@ def test_replaying_the_actions_restores_the_state_bitwise(make, name, width):
         assert step[1:] == before[1:]
 
 
+def test_replaying_restores_the_goal(make):
+    """Which observations do not show."""
+    first, resumed = make("antmaze-umaze", 29), make("antmaze-umaze", 29)
+    still = np.zeros(8, np.float32)
+    differ = 0
+    for seed in range(4):
+        first.reset(seed)
+        for _ in range(3):
+            first.step(still)
+        resumed.reset(seed + 1)
+        resumed.replay(seed, [still] * 3)
+        for place in np.random.default_rng(seed).uniform((0, 8), (1.5, 9.5), (12, 2)):
+            reached = []
+            for environment in (first, resumed):
+                place_ant(environment, place)
+                reached.append(environment.step(still).success)
+            assert reached[0] == reached[1]
+            differ += reached[0]
+    assert 5 < differ < 43  # of 48 places, some are at the goal and some are not
+
+
 def test_other_seeds_are_other_episodes(make):
     environment = make("pointmaze-large")
     assert not np.array_equal(environment.reset(0), environment.reset(1))

@@ -294,7 +294,7 @@ def test_walks_are_the_same_from_other_processes(monkeypatch):
     walks.close()
     count = min(len(one.actions), int(np.flatnonzero(here.truncated | here.terminated)[0]))
     np.testing.assert_array_equal(one.observations[:count], here.observation[:count])
-    assert count > 100
+    assert count > 50
 
 
 def test_the_ant_walks_to_its_goal():
@@ -331,10 +331,11 @@ def test_an_ant_on_its_back_lies_there_until_the_time_limit(monkeypatch):
     assert (1 - 2 * (x * x + y * y) < 0).mean() > 0.9
 
 
-def test_made_data_are_in_the_tasks_form_and_pass_its_goal():
+def test_made_data_are_in_the_tasks_form_and_end_at_goals():
     data = load(recipes.make("antmaze-umaze", size=2100), "antmaze-umaze")
     assert data.observation.shape[1] == 29
     assert data.metadata["rows"] == 2100
+    assert data.metadata["source_episodes"] >= 6  # of 700 steps at most
     assert data.terminated.any()
     np.testing.assert_array_equal(data.reward, data.terminated)
     environment = environments.make(tasks.find("antmaze-umaze"), data)

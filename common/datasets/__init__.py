@@ -9,8 +9,9 @@ rules that are the same for every source:
 - `terminated` is a true end of the task, `truncated` any other end of an episode: a time limit, a cut, the end of the
   file. Every episode ends with exactly one of them.
 - Tasks that reach a goal are relabelled from the positions: reward 1 and terminated where the goal pursued is reached,
-  else 0; but labels that already mark one goal where the task may have it are kept, as D4RL's AntMaze data, whose goal
-  was drawn, are. The task is over then, so rows that start at the goal (an agent resting there) are dropped.
+  else 0. Only where a goal is drawn and not observed, in D4RL's AntMaze, rewards of 0 and 1 that fit one such goal are
+  kept: D4RL's files have one of their own. The task is over at the goal, so rows that start there (an agent resting)
+  are dropped.
 - Binary Adroit is relabelled from the observations: reward 0 where solved, else -1, never terminated.
 - Where the task's environment never terminates, a terminal in the data is a time limit.
 - Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
@@ -128,9 +129,13 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         if time_limits:
             terminated = np.zeros(count, bool)
         keep = np.ones(count, bool)
+        own_labels = None  # only a goal's are replaced
         if task.reaches_goal:
-            if _marks_a_goal(environment, rows.reward[known], next_observation[known]):
-                success = (rows.reward == 1) & known
+            # Without the last rows of episodes: D4RL's script labels them by where the next one starts.
+            inside = known & ~boundary
+            own_labels = _mark_one_goal(environment, rows.reward[inside], next_observation[inside])
+            if own_labels:
+                success = (rows.reward == 1) & known & environment.near_goals(next_observation)
                 at_goal = np.concatenate([[False], success[:-1]])
             else:
                 success = environment.reached(observation, next_observation) & known
@@ -167,6 +172,7 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             "source_episodes": int(boundary.sum()),
             "dropped_without_successor": count - resting - int(keep.sum()),
             "dropped_at_goal": resting,
+            "own_labels": own_labels,
             "terminals_that_are_time_limits": time_limits,
             "actions_clipped": int(outside.sum()),
             "actions_clipped_share": float(outside.mean()),
@@ -189,11 +195,13 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         environment.close()
 
 
-def _marks_a_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
-    """Whether rewards [n] are those of one goal that is not observed, in a place where the task may have it."""
-    if environment.data_goal is None or set(np.unique(reward).tolist()) != {0.0, 1.0}:
+def _mark_one_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
+    """Whether rewards [n] are those of one goal that D4RL's AntMaze may have drawn."""
+    if not environment.draws_goal or set(np.unique(reward).tolist()) != {0.0, 1.0}:
         return False
-    return bool(environment.near_goals(next_observation[reward == 1]).all())
+    reached = next_observation[reward == 1]
+    widths = np.ptp(reached[:, :2].astype(np.float64), axis=0)
+    return bool(environment.near_goals(reached).all() and (widths <= environments.GOAL_WIDTH).all())
 
 
 # gymnasium_robotics/envs/adroit_hand/adroit_*.py, step(): when the object is where it should be, in observations.

@@ -112,7 +112,8 @@ def format_card(card: dict[str, Any]) -> str:
             ", ".join(f"{value}: {count:,}" for value, count in rewards.items())
             if rewards
             else f"{low:.4g} to {high:.4g}"
-        ),
+        )
+        + {None: "", True: " (the data's own labels)", False: " (labelled by the task's goal)"}[card["own_labels"]],
         "success": (
             f"{card['success_episodes']:,} of {card['episodes']:,} episodes ({card['success_rate']:.1%}), "
             f"{card['success_share_of_steps']:.1%} of the steps"

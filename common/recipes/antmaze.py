@@ -3,15 +3,17 @@
 A controller that walks an ant in a commanded direction (ant.py) follows waypoints to a goal, with Gaussian noise of 0.2
 on every action. `umaze`: from the task's start to its goal's cell; `play`: from anywhere to goals picked by hand,
 D4RL's; `diverse`: from anywhere to anywhere. An ant that has fallen on its back lies there until the time limit. The
-goal pursued is not recorded: observations have 29 numbers, and rewards are those of the task's one goal. Fu et al.,
-2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py, relabel_antmaze_rewards.py and
-d4rl/locomotion/maze_env.py, whose sampler takes the cells marked as goals before any others; for `diverse` the paper's
-text is followed instead.
+goal pursued is not recorded: observations have 29 numbers, and rewards are those of one goal, the mean of those that
+the task draws. Fu et al., 2020, and D4RL's scripts/generation/generate_ant_maze_datasets.py, relabel_antmaze_rewards.py
+and d4rl/locomotion/maze_env.py, with these departures:
 
-An episode ends where the ant arrives, within 0.5 m of the goal it pursues. D4RL's go on until the time limit, but
-theirs cannot stay as ours would: in antmaze-umaze-v2 under 1 % of the transitions reach the goal (TensorFlow Datasets
-counts 10,154 ends in a million, which are rewards and time limits), where ours, walking on, spent four fifths of their
-time at their goals, wherever the one that is rewarded lay.
+- An episode ends where the ant arrives, within 0.5 m of the goal it pursues. D4RL's go on until the time limit. But
+  TensorFlow Datasets counts 10,154 ends of episodes in antmaze-umaze-v2, which are rewards and some thousand time
+  limits, so that no hundredth of its million transitions is at the goal: its ants do not stay there, as ours would.
+- D4RL's sampler takes the cells marked as goals, of which the U has one, before any others; for `diverse` the paper's
+  text is followed instead.
+- Random starts are up to 1 m around the centre of any cell but the goal's; D4RL's lie up to 1 m beyond the centre, in
+  cells not marked as goals.
 """
 
 from __future__ import annotations
