@@ -22,7 +22,7 @@ Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 54, h
 hopper-medium-replay 30, and 70 with its best tenth.
 
 Measured, on this project's recipe data, three seeds: hopper-medium-replay 12, and 86 with its best tenth
-(benchmarks/results/local.csv); antmaze-umaze 77 and antmaze-umaze-diverse 45 (antmaze_offline.csv).
+(benchmarks/results/local.csv); antmaze-umaze 83 and antmaze-umaze-diverse 55 (antmaze_offline.csv).
 
     python algorithms/bc.py --env antmaze-umaze
     python algorithms/bc.py --env hopper-medium-replay --policy flow --top-fraction 0.1

@@ -32,8 +32,8 @@ Published as curves; read off by eye, as means over tasks: AntMaze 97 % at 300,0
 million, locomotion 94 at 250,000.
 
 Measured, in small, on three seeds: pointmaze-large 100 on each after 20,000 steps
-(benchmarks/results/rlpd_pointmaze-large.csv); antmaze-umaze 57 after 45,000, and rising, with five critics of two
-layers 128 wide (rlpd_iql.csv). AntMaze has not been measured at the paper's size.
+(benchmarks/results/rlpd_pointmaze-large.csv); antmaze-umaze 80 after 45,000, with five critics of two layers 128
+wide (rlpd_iql.csv). AntMaze has not been measured at the paper's size.
 
     python algorithms/rlpd.py --env antmaze-large-diverse
 """
