@@ -23,8 +23,9 @@ Published, on D4RL's -v2 data (CORL's README and its fine-tuning results): hoppe
 antmaze-umaze 77, and 97 after a million steps online.
 
 Measured: 100,000 transitions of hopper-medium's recipe 93, where the authors' code comes to 83, three seeds
-(benchmarks/results/official.csv); in small, pointmaze-medium 97, ten seeds (smoke.csv); antmaze-umaze 3 and
-antmaze-umaze-diverse 4 after 100,000 updates (antmaze_offline.csv), far below cloning there.
+(benchmarks/results/official.csv); in small, pointmaze-medium 97, ten seeds (smoke.csv); after 100,000 updates
+antmaze-umaze 28 and antmaze-umaze-diverse 1, where cloning has 83 and 55 (antmaze_offline.csv); antmaze-umaze 55 after
+45,000 steps online (rlpd_iql.csv).
 
     python algorithms/iql.py --env antmaze-umaze
     python algorithms/iql.py --env antmaze-umaze --online-steps 1000000
