@@ -47,6 +47,7 @@ GOAL_WIDTH = 2 * _HIDDEN_GOAL_RADIUS + _ROUNDING
 """m: how far apart, in x or y, two places may be from which one goal that is not observed is reached."""
 _GOAL_SPREADS = (1.0, 0.5)
 """m: D4RL's goal lies beyond the centre of its cell by the sum of two uniform numbers up to these, in x and in y."""
+_MEAN_BEYOND = sum(_GOAL_SPREADS) / 2
 _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
 _GOAL_RADIUS = 0.45
@@ -101,15 +102,15 @@ class Environment:
         """Whether it is D4RL's AntMaze, where a goal that is not observed is drawn for every episode."""
         if self.draws_goal:
             self.origin = np.array(environment.unwrapped.maze.unique_reset_locations[0], float)
-        self._goal_centre = (
-            np.array(environment.unwrapped.maze.unique_goal_locations[0], float) if hidden_goal else None
-        )
-        mean = sum(_GOAL_SPREADS) / 2 if self.draws_goal else 0.0
-        self.data_goal = self._goal_centre + mean - self.origin if hidden_goal else None
+        self.data_goal = None
         """float64 [2], m: the goal that data are labelled with where it is not observed, the mean of what is drawn, in
         the frame of observations; None where it is observed."""
-        # In the simulation, as plain numbers: they are compared at every step.
-        self._goal = tuple(self._goal_centre.tolist()) if hidden_goal else None
+        self._goal = None
+        if hidden_goal:
+            self._goal_centre = np.array(environment.unwrapped.maze.unique_goal_locations[0], float)
+            self.data_goal = self._goal_centre - self.origin + (_MEAN_BEYOND if self.draws_goal else 0.0)
+            # In the simulation, as plain numbers: they are compared at every step.
+            self._goal = tuple(self._goal_centre.tolist())
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> np.ndarray:
         """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's."""
@@ -157,7 +158,7 @@ class Environment:
 
     def near_goals(self, observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether D4RL's AntMaze may have a goal within reach of these positions, [n, observation]."""
-        beyond = np.abs(observation[:, :2].astype(np.float64) - self.data_goal) - sum(_GOAL_SPREADS) / 2
+        beyond = np.abs(observation[:, :2].astype(np.float64) - self.data_goal) - _MEAN_BEYOND
         return np.linalg.norm(beyond.clip(0.0), axis=1) <= _HIDDEN_GOAL_RADIUS + _ROUNDING
 
     def inside_walls(self, observation: np.ndarray) -> np.ndarray:

@@ -27,7 +27,6 @@ import numpy as np
 
 from common import environments, recipes
 from common.datasets.sources import READERS, Episodes, Rows, fingerprint, is_here, validate, within_reach
-from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -195,7 +194,7 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         environment.close()
 
 
-def _mark_one_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
+def _mark_one_goal(environment: environments.Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
     """Whether rewards [n] are those of one goal that D4RL's AntMaze may have drawn."""
     if not environment.draws_goal or set(np.unique(reward).tolist()) != {0.0, 1.0}:
         return False
