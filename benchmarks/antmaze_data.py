@@ -5,7 +5,7 @@
 Under random actions in the U: how often D4RL's ant, the recipes', and Gymnasium's, of Minari's form, turn over.
 From the task's start to a goal, along waypoints, with action noise 0 and 0.2: episodes that arrive within the task's
 limit, and how many steps they take. Then, for each recipe, made if it is not there: its size, the share of source
-episodes that pass the goal of its labels, and how many rows reach it, beside D4RL's own set. Results go to
+episodes that pass the goal of its labels, and how many rows reach it, beside the ends in D4RL's own set. Results go to
 benchmarks/results/antmaze_{ants,walks,recipes}.{csv,json} and antmaze_coverage.png.
 """
 
@@ -43,7 +43,7 @@ D4RLS_ENDS = {
     "antmaze-large-diverse": 7_189,
 }
 """Recipe -> ends of episodes in the million rows of D4RL's -v2 set, the "examples" of TensorFlow Datasets' catalogue
-(d4rl_antmaze 1.1.1): rows that reach the goal, and a thousand or more time limits."""
+(d4rl_antmaze 1.1.1): rows that reach the goal, and time limits, about a thousand or more."""
 
 
 @dataclass(frozen=True)
