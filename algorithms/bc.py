@@ -32,67 +32,34 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from common import replay, training
+from common import training
+from common.agent import Agent, Hyperparameters, Metrics, static
 from common.datasets import Dataset, transforms
 from common.networks import MLP, Dense, Network, Normal, Normaliser, Parameters
-from common.replay import Batch, Replay
+from common.replay import Batch
 from common.tasks import Task
 
-Metrics = dict[str, jax.Array]
 
+class Config(Hyperparameters):
+    """What is cloned, by which policy."""
 
-class Config(struct.PyTreeNode):
-    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
-
-    learning_rate: float = 3e-4
-    """Adam's step size."""
-    policy: Literal["deterministic", "gaussian", "gmm", "categorical", "vae", "flow"] = struct.field(
-        default="deterministic", pytree_node=False
-    )
-    """The kind of policy."""
-    top_fraction: float = struct.field(default=1.0, pytree_node=False)
-    """Share of the transitions that is cloned: whole episodes, those of highest return first."""
-    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
-    """Width of each hidden layer."""
-    components: int = struct.field(default=5, pytree_node=False)
-    """Gaussians of the mixture."""
-    bins: int = struct.field(default=21, pytree_node=False)
-    """Bins per action dimension of the categorical policy."""
-    kl_weight: float = struct.field(default=0.5, pytree_node=False)
-    """Weight of the VAE's divergence (w)."""
-    flow_steps: int = struct.field(default=10, pytree_node=False)
-    """Euler steps of the flow from noise to an action."""
-    normalise: bool = struct.field(default=True, pytree_node=False)
-    """Normalise observations with the data's mean and standard deviation."""
-    batch_size: int = struct.field(default=256, pytree_node=False)
-    """Transitions per gradient step."""
-    offline_steps: int = struct.field(default=500_000, pytree_node=False)
-    """Gradient steps."""
-
-    uses_prior_data = True
-    start_training = random_steps = 0
-
-    @property
-    def phases(self) -> tuple[tuple[str, int], ...]:
-        """Their names and steps."""
-        return (("offline", self.offline_steps),)
-
-    def problem(self) -> str | None:
-        """What is wrong with these values, in one line."""
-        if not 0 < self.top_fraction <= 1:
-            return f"--top-fraction must lie in (0, 1], not {self.top_fraction}"
-        counts = (self.components, self.flow_steps, self.batch_size, self.offline_steps, *self.hidden)
-        if min(counts) < 1 or self.bins < 2:
-            return (
-                "--components, --flow-steps, --batch-size, --offline-steps and --hidden must be at least 1, "
-                "--bins at least 2"
-            )
-        return None
+    learning_rate: float = 3e-4  # Adam's step size
+    policy: Literal["deterministic", "gaussian", "gmm", "categorical", "vae", "flow"] = "deterministic"
+    """the kind of policy"""
+    top_fraction: float = static(1.0, "(0, 1]")  # share of the transitions cloned: those of the best episodes
+    hidden: tuple[int, ...] = (256, 256)  # width of each hidden layer
+    components: int = 5  # Gaussians of the mixture
+    bins: int = static(21, "[2, inf)")  # bins per action dimension of the categorical policy
+    kl_weight: float = static(0.5, "[0, inf)")  # weight of the VAE's divergence (w)
+    flow_steps: int = 10  # Euler steps of the flow from noise to an action
+    normalise: bool = True  # normalise observations with the data's mean and standard deviation
+    batch_size: int = 256  # transitions per gradient step
+    offline_steps: int = 500_000  # gradient steps
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -255,8 +222,8 @@ POLICIES = {
 }  # fmt: skip
 
 
-class BC(struct.PyTreeNode):
-    """The agent: configuration and policy. Every method is pure; programs.py adds the axis of runs."""
+class BC(Agent):
+    """One policy."""
 
     config: Config
     normal: Normaliser
@@ -273,14 +240,9 @@ class BC(struct.PyTreeNode):
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Batch) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         normal = Normaliser.of(prior.observation, config.normalise)
-        module = POLICIES[config.policy](
-            example.action.shape[-1],
-            config.hidden,
-            config.components,
-            config.bins,
-            config.kl_weight,
-            config.flow_steps,
-        )
+        c = config
+        size = example.action.shape[-1]
+        module = POLICIES[c.policy](size, c.hidden, c.components, c.bins, c.kl_weight, c.flow_steps)
         return cls(config, normal, Network.create(module, key, example.observation, example.action, key))
 
     def act(self, observation: jax.Array) -> jax.Array:
@@ -294,23 +256,21 @@ class BC(struct.PyTreeNode):
 
         return jax.vmap(one)(flat, bits).reshape(*observation.shape[:-1], -1)
 
-    def sample(self, key: jax.Array, experience: Replay | None, prior: Batch) -> Batch:
-        """The minibatch of one update, arrays [batch_size, ...]."""
-        return replay.sample(key, prior, prior.reward.shape[0], (self.config.batch_size,))
-
-    def enter(self, phase: str, key: jax.Array, prior: Batch) -> Self:
-        """There is one phase."""
-        return self
-
     def loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The policy's loss, averaged over the batch."""
-        loss = self.policy(self.normal(batch.observation), batch.action, key, params=params).mean()
+        losses = self.policy(self.normal(batch.observation), batch.action, key, params=params)
+        chex.assert_equal_shape((batch.reward, losses))
+        loss = losses.mean()
         return loss, {"loss": loss}
 
-    def update(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
+    def update_once(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
         """One gradient step."""
-        gradients, metrics = jax.grad(self.loss, has_aux=True)(self.policy.params, batch, key)
-        return self.replace(policy=self.policy.descend(gradients, self.config.learning_rate)), metrics
+        policy, metrics = self.policy.minimise(self.loss, batch, key, learning_rate=self.config.learning_rate)
+        return self.replace(policy=policy), metrics
+
+    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
+        """The one gradient step of step `step`."""
+        return self.update_once(jax.tree.map(lambda x: x[0], batches), key, step)
 
 
 if __name__ == "__main__":

@@ -54,61 +54,39 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from common import replay, training
+from common import training
+from common.agent import Agent, Hyperparameters, Metrics, scaled, static, traced
 from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
 from common.tasks import Task
 
-Metrics = dict[str, jax.Array]
 
+class Config(Hyperparameters):
+    """Those of both papers, by their names."""
 
-class Config(struct.PyTreeNode):
-    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
-
-    learning_rate: float = 3e-4
-    """Adam's step size, for the critics."""
-    actor_learning_rate: float = 3e-4
-    """Adam's step size, for actor and temperature."""
-    discount: float = 0.99
-    """Discount factor (gamma)."""
-    target_rate: float = 0.005
-    """Step of the target critics towards the online ones (tau)."""
-    eta: float = 1.0
-    """Weight of the diversity term."""
-    target_entropy_per_action: float = -1.0
-    """Target entropy divided by the number of action dimensions."""
-    cloning: float = 0.0
-    """Weight of the cloning term (w); 0 leaves the actor's loss as it is."""
-    hidden: tuple[int, ...] = struct.field(default=(256, 256, 256), pytree_node=False)
-    """Width of each hidden layer of actor and critics."""
-    ensemble: int = struct.field(default=10, pytree_node=False)
-    """Critics (N)."""
-    diversity: bool = struct.field(default=True, pytree_node=False)
-    """The diversity term; without it this is SAC-N."""
-    layer_norm: bool = struct.field(default=False, pytree_node=False)
-    """LayerNorm in all networks."""
-    normalise: bool = struct.field(default=False, pytree_node=False)
-    """Normalise observations with the data's mean and standard deviation."""
-    normalise_reward: bool = struct.field(default=False, pytree_node=False)
-    """Normalise rewards with the data's mean and standard deviation."""
-    batch_size: int = struct.field(default=256, pytree_node=False)
-    """Transitions per gradient step."""
-    utd: int = struct.field(default=1, pytree_node=False)
-    """Gradient steps per environment step."""
-    pretrain_steps: int = struct.field(default=0, pytree_node=False)
-    """Steps of imitation first: half for the actor, half for the critics."""
-    offline_steps: int = struct.field(default=3_000_000, pytree_node=False)
-    """Gradient steps on the data after those."""
-    online_steps: int = struct.field(default=0, pytree_node=False)
-    """Environment steps afterwards."""
-
-    uses_prior_data = True
-    start_training = random_steps = 0
+    learning_rate: float = 3e-4  # Adam's step size, for the critics
+    actor_learning_rate: float = 3e-4  # Adam's step size, for actor and temperature
+    discount: float = 0.99  # discount factor (gamma)
+    target_rate: float = 0.005  # step of the target critics towards the online ones (tau)
+    eta: float = traced(1.0, "[0, inf)")  # weight of the diversity term
+    target_entropy_per_action: float = -1.0  # target entropy divided by the number of action dimensions
+    cloning: float = traced(0.0, "[0, inf)")  # weight of the cloning term (w); 0 leaves the actor's loss as it is
+    hidden: tuple[int, ...] = (256, 256, 256)  # width of each hidden layer of actor and critics
+    ensemble: int = static(10, "[2, inf)")  # critics (N)
+    diversity: bool = True  # the diversity term; without it this is SAC-N
+    layer_norm: bool = False  # LayerNorm in all networks
+    normalise: bool = False  # normalise observations with the data's mean and standard deviation
+    normalise_reward: bool = False  # normalise rewards with the data's mean and standard deviation
+    batch_size: int = 256  # transitions per gradient step
+    utd: int = 1  # gradient steps per environment step
+    pretrain_steps: int = 0  # steps of imitation first: half for the actor, half for the critics
+    offline_steps: int = 3_000_000  # gradient steps on the data after those
+    online_steps: int = 0  # environment steps afterwards
 
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
@@ -119,10 +97,8 @@ class Config(struct.PyTreeNode):
             ("offline", self.offline_steps), ("online", self.online_steps),
         )  # fmt: skip
 
-    def problem(self) -> str | None:
-        """What is wrong with these values, in one line."""
-        if self.ensemble < 2:
-            return f"--ensemble must be at least 2, not {self.ensemble}"
+    def conflict(self) -> str | None:
+        """Which values do not go together, in one line."""
         if not self.diversity and self.eta != 0:
             return "--no-diversity has no term for --eta to weigh: it needs --eta 0"
         if self.normalise_reward and self.online_steps:
@@ -131,10 +107,6 @@ class Config(struct.PyTreeNode):
             return "--pretrain-steps serve the actor and the critics: at least 2, or 0"
         if self.pretrain_steps and not self.discount < 1:
             return "--pretrain-steps needs returns of episodes that go on for ever, and those a --discount below 1"
-        if min(self.utd, self.batch_size, self.offline_steps, *self.hidden) < 1:
-            return "--utd, --batch-size, --offline-steps and --hidden must be at least 1"
-        if min(self.pretrain_steps, self.online_steps, self.cloning) < 0:
-            return "--pretrain-steps, --online-steps and --cloning must be at least 0"
         return None
 
 
@@ -194,8 +166,8 @@ class Rows(Batch):
     """[...]: the soft return R."""
 
 
-class EDAC(struct.PyTreeNode):
-    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
+class EDAC(Agent):
+    """Actor, critics and temperature."""
 
     config: Config
     normal: Normaliser
@@ -205,7 +177,6 @@ class EDAC(struct.PyTreeNode):
     critic: Ensemble
     target_critic: Ensemble
     temperature: Network
-    phase: str = struct.field(default="offline", pytree_node=False)
 
     @staticmethod
     def prepare(config: Config, data: Dataset, task: Task) -> Prior:
@@ -221,41 +192,17 @@ class EDAC(struct.PyTreeNode):
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
         normal = Normaliser.of(prior.observation, config.normalise)
         policy = TanhNormalActor(config.hidden, example.action.shape[-1], config.layer_norm, least_log_std=-5.0)
-        critic = Ensemble.create(
-            Critic(config.hidden, config.layer_norm), critic_key, example.observation, example.action,
-            members=config.ensemble,
-        )  # fmt: skip
+        module = Critic(config.hidden, config.layer_norm)
+        critic = Ensemble.create(module, critic_key, example.observation, example.action, members=config.ensemble)
         return cls(
             config, normal, jnp.zeros_like(prior.reward) if config.pretrain_steps else None,
             Network.create(policy, actor_key, example.observation), critic, critic.target(),
             Network.create(Scalar(), temperature_key),
         )  # fmt: skip
 
-    def act(self, observation: jax.Array) -> jax.Array:
-        """The evaluated policy: the mode of pi(. | s), [..., action]."""
-        return self.actor(self.normal(observation)).mode()
-
-    def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
-        """The collecting policy: a sample of pi(. | s), [..., action]."""
-        return self.actor(self.normal(observation)).sample(key)
-
-    def sample(self, key: jax.Array, experience: Replay | None, prior: Prior) -> Batch:
-        """The minibatches of one update, normalised, arrays [steps, batch_size, ...]."""
-        c = self.config
-        rows = Batch(prior.observation, prior.action, prior.reward, prior.mask, prior.next_observation)
-        if self.phase == "returns":
-            rows = Rows(**vars(rows), return_to_go=self.returns)
-        if experience is None:
-            batches = replay.sample(key, rows, prior.reward.shape[0], (1, c.batch_size))
-        else:
-            batches = replay.sample_union(key, experience, rows, c.utd, c.batch_size)
-        return batches.replace(
-            observation=self.normal(batches.observation), next_observation=self.normal(batches.next_observation)
-        )
-
     def enter(self, phase: str, key: jax.Array, prior: Prior) -> Self:
         """Networks and optimisers go on; before the critics imitate, returns are computed under the cloned policy."""
-        agent = self.replace(phase=phase)
+        agent = super().enter(phase, key, prior)
         if phase != "returns":
             return agent
 
@@ -269,6 +216,21 @@ class EDAC(struct.PyTreeNode):
             returns=soft_returns(prior.reward, bonus, prior.last, prior.truncated, self.config.discount)
         )
 
+    def act(self, observation: jax.Array) -> jax.Array:
+        """The mode of pi(. | s)."""
+        return self.actor(self.normal(observation)).mode()
+
+    def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """A sample of pi(. | s)."""
+        return self.actor(self.normal(observation)).sample(key)
+
+    def sample(self, key: jax.Array, experience: Replay | None, prior: Prior) -> Batch:
+        """Uniform minibatches, normalised; with soft returns where they are learnt."""
+        rows = prior.transitions()
+        if self.phase == "returns":
+            rows = Rows(**vars(rows), return_to_go=self.returns)
+        return super().sample(key, experience, rows).normalised(self.normal)
+
     def temperature_loss(self, params: Parameters, entropy: jax.Array, action_dim: int) -> tuple[jax.Array, Metrics]:
         """Falls with the temperature while the policy's entropy is above its target, and rises below it."""
         temperature = self.temperature(params=params)
@@ -279,13 +241,16 @@ class EDAC(struct.PyTreeNode):
         """Imitation: the likelihood of the data's actions, negated, with an entropy bonus."""
         policy = self.actor(batch.observation, params=params)
         _, log_prob = policy.sample_and_log_prob(key)
-        loss = (self.temperature() * log_prob - policy.log_prob(batch.action)).mean()
+        likelihood = policy.log_prob(batch.action)
+        chex.assert_equal_shape((batch.reward, log_prob, likelihood))
+        loss = (self.temperature() * log_prob - likelihood).mean()
         return loss, {"actor_loss": loss}
 
     def actor_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The entropy-regularised value of the policy's own actions, by the least of all critics, negated."""
         action, log_prob = self.actor(batch.observation, params=params).sample_and_log_prob(key)
         q = self.critic(batch.observation, action).min(axis=0)
+        chex.assert_equal_shape((batch.reward, q, log_prob))
         loss = (self.temperature() * log_prob - q).mean()
         cloning = jnp.square(action - batch.action).mean()
         weight = self.config.cloning
@@ -296,14 +261,18 @@ class EDAC(struct.PyTreeNode):
         """The regression target y, [batch]."""
         next_action, log_prob = self.actor(batch.next_observation).sample_and_log_prob(key)
         next_q = self.target_critic(batch.next_observation, next_action).min(axis=0)
+        chex.assert_equal_shape((batch.reward, batch.mask, next_q, log_prob))
         return batch.reward + self.config.discount * batch.mask * (next_q - self.temperature() * log_prob)
 
     def values(self, params: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array, Metrics]:
         """Every critic's values of the batch [N, batch], the weighted diversity term, and their metrics."""
+        shape = (self.config.ensemble, *batch.reward.shape)
         if not self.config.diversity:
             q = self.critic(batch.observation, batch.action, params=params)
+            chex.assert_shape(q, shape)
             return q, jnp.zeros(()), {"q": q.mean()}
         q, slopes = self.critic.slopes(batch.observation, batch.action, params=params)
+        chex.assert_shape((q, slopes), (shape, (*shape, batch.action.shape[-1])))
         unit = slopes / jnp.sqrt(jnp.square(slopes).sum(axis=-1, keepdims=True) + 1e-20)
         pairs = jnp.square(unit.sum(axis=0)).sum(axis=-1) - jnp.square(unit).sum(axis=(0, -1))
         agreement = pairs.mean() / (self.config.ensemble - 1)
@@ -315,9 +284,10 @@ class EDAC(struct.PyTreeNode):
         loss = jnp.square(q - self.target(batch, key)).mean(axis=-1).sum()
         return loss + diversity, {"critic_loss": loss} | metrics
 
-    def returns_loss(self, params: Parameters, batch: Rows) -> tuple[jax.Array, Metrics]:
+    def returns_loss(self, params: Parameters, batch: Rows, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Imitation: squared error to the soft returns, averaged over the critics, and the diversity term."""
         q, diversity, metrics = self.values(params, batch)
+        chex.assert_equal_shape((batch.reward, batch.return_to_go))
         loss = jnp.square(q - batch.return_to_go).mean()
         return loss + diversity, {"critic_loss": loss} | metrics
 
@@ -326,45 +296,32 @@ class EDAC(struct.PyTreeNode):
         rate = self.config.actor_learning_rate
         _, log_prob = self.actor(batch.observation).sample_and_log_prob(key)
         entropy = -log_prob.mean()
-        gradients, metrics = jax.grad(self.temperature_loss, has_aux=True)(
-            self.temperature.params, entropy, batch.action.shape[-1]
+        temperature, metrics = self.temperature.minimise(
+            self.temperature_loss, entropy, batch.action.shape[-1], learning_rate=rate
         )
-        agent = self.replace(temperature=self.temperature.descend(gradients, rate))
+        agent = self.replace(temperature=temperature)
         loss = agent.cloning_loss if self.phase == "imitation" else agent.actor_loss
-        gradients, more = jax.grad(loss, has_aux=True)(agent.actor.params, batch, key)
-        actor = agent.actor.descend(gradients, rate)
+        actor, more = agent.actor.minimise(loss, batch, key, learning_rate=rate)
         return agent.replace(actor=actor), metrics | more | {"entropy": entropy}
 
     def update_critic(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One step of all critics, and one of their targets towards them."""
-
-        def loss(params: Parameters) -> tuple[jax.Array, Metrics]:
-            if self.phase == "returns":
-                return self.returns_loss(params, batch)
-            return self.critic_loss(params, batch, key)
-
-        gradients, metrics = jax.grad(loss, has_aux=True)(self.critic.params)
-        critic = self.critic.descend(gradients, self.config.learning_rate)
+        loss = self.returns_loss if self.phase == "returns" else self.critic_loss
+        critic, metrics = self.critic.minimise(loss, batch, key, learning_rate=self.config.learning_rate)
         return self.replace(
             critic=critic, target_critic=self.target_critic.track(critic, self.config.target_rate)
         ), metrics
 
-    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
-        """One step of temperature, actor and critics per minibatch of `batches` [steps, batch_size, ...]."""
-
-        def once(agent: Self, x: tuple[Batch, jax.Array]) -> tuple[Self, Metrics]:
-            batch, key = x
-            actor_key, critic_key = jax.random.split(key)
-            metrics: Metrics = {}
-            if agent.phase != "returns":
-                agent, metrics = agent.update_actor(batch, actor_key)
-            if agent.phase != "imitation":
-                agent, more = agent.update_critic(batch, critic_key)
-                metrics |= more
-            return agent, metrics
-
-        agent, metrics = jax.lax.scan(once, self, (batches, jax.random.split(key, batches.reward.shape[0])))
-        return agent, jax.tree.map(jnp.mean, metrics)
+    def update_once(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
+        """Temperature, actor, critics and their targets; imitation has a phase for actor and for critics."""
+        actor_key, critic_key = jax.random.split(key)
+        agent, metrics = self, {}
+        if self.phase != "returns":
+            agent, metrics = agent.update_actor(batch, actor_key)
+        if self.phase != "imitation":
+            agent, more = agent.update_critic(batch, critic_key)
+            metrics |= more
+        return agent, metrics
 
 
 def soft_returns(
@@ -383,11 +340,6 @@ def soft_returns(
         return row[0] + row[1] * later[0], row[1] * later[1]
 
     return jax.lax.associative_scan(join, (own, share), reverse=True)[0]
-
-
-def scaled(loss: jax.Array) -> jax.Array:
-    """A loss divided by its own size: 1 or -1, with the gradient of log |loss|, signed."""
-    return loss / jax.lax.stop_gradient(jnp.abs(loss))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Reinforcement Learning", ESANN 2022 (arXiv:2210.13846). Algorithm 1, with N crit
     eq. 4  max_theta mean_i Q_i(s, pi(s)) / mean_b |mean_i Q_i(s, pi(s))|
                      - alpha mean_b (pi(s) - a)^2                                            REDQAdaptiveBC.actor_loss
     eq. 2  alpha += K_P (R - R_target) + K_D max(0, R_last - R), within [0, 0.4]             REDQAdaptiveBC.adapted
-    G of these steps per environment step, actor and targets at every `policy_delay`th       REDQAdaptiveBC.update
+    G critic steps per environment step                                                    REDQAdaptiveBC.update_once
+    actor and targets after every `policy_delay`th of them                                 REDQAdaptiveBC.update_delayed
     and, between the phases, all but 5 % of the data removed from the buffer                 REDQAdaptiveBC.enter
 
 M is a random subset of two members, drawn anew for every gradient step; m is the mask; R is the episode's return
@@ -47,107 +48,64 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from common import replay, training
-from common.datasets import Dataset
+from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
 from common.replay import Batch, Episode, Replay
 from common.tasks import Task
 
-Metrics = dict[str, jax.Array]
 
+class Config(Hyperparameters):
+    """Those of the paper, by its names."""
 
-class Config(struct.PyTreeNode):
-    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
+    learning_rate: float = 3e-4  # Adam's step size, for actor and critics
+    discount: float = 0.99  # discount factor (gamma)
+    target_rate: float = 0.005  # step of the target networks towards the online ones (tau)
+    alpha_offline: float = traced(0.4, "[0, inf)")  # weight of the cloning term offline
+    alpha_online: float = traced(0.4, "[0, inf)")  # weight of the cloning term when the online phase begins
+    most_online: float = traced(0.4, "[0, inf)")  # the most that the cloning term may weigh online
+    k_p: float = traced(3e-5, "[0, inf)")  # proportional gain of the controller (K_P)
+    k_d: float = traced(8e-5, "[0, inf)")  # gain of the controller on falling returns (K_D)
+    target_return: float = 1.0  # normalised return that the controller aims at (R_target)
+    last_return_rate: float = traced(1.0, "(0, 1]")  # step of R_last towards R: 1 is the episode before
+    target_noise: float = 0.1  # standard deviation of the smoothing noise on the target action
+    noise_clip: float = 0.5  # where the smoothing noise is cut off (c)
+    exploration_noise: float = 0.1  # standard deviation of the noise on actions online
+    hidden: tuple[int, ...] = (256, 256)  # width of each hidden layer of actor and critics
+    ensemble: int = 10  # critics (N)
+    target_subset: int = 2  # target critics whose minimum is the target (M)
+    policy_delay: int = 2  # critic steps per actor step
+    batch_size: int = 256  # transitions per gradient step (B)
+    utd: int = 20  # critic steps per environment step (G)
+    kept: float = static(0.05, "(0, 1]")  # share of the data that stays in the buffer online
+    kept_at_least: int = 50_000  # rows of the data that stay at least, or all where there are fewer
+    once_per_episode: bool = False  # count equation 2 once per episode, rather than once per environment step of it
+    smoothed: bool = False  # put the average of past returns into the proportional term, as the authors' code does
+    offline_steps: int = static(1_000_000, "[0, inf)")  # gradient steps on the data
+    online_steps: int = static(250_000, "[0, inf)")  # environment steps afterwards
+    start_training: int = 0  # environment steps before the first update online; random ones without offline phase
 
-    learning_rate: float = 3e-4
-    """Adam's step size, for actor and critics."""
-    discount: float = 0.99
-    """Discount factor (gamma)."""
-    target_rate: float = 0.005
-    """Step of the target networks towards the online ones (tau)."""
-    alpha_offline: float = 0.4
-    """Weight of the cloning term offline."""
-    alpha_online: float = 0.4
-    """Weight of the cloning term when the online phase begins."""
-    most_online: float = 0.4
-    """The most that the cloning term may weigh online."""
-    k_p: float = 3e-5
-    """Proportional gain of the controller (K_P)."""
-    k_d: float = 8e-5
-    """Gain of the controller on falling returns (K_D)."""
-    target_return: float = 1.0
-    """Normalised return that the controller aims at (R_target)."""
-    last_return_rate: float = 1.0
-    """Step of the last return towards the present one: 1 is the episode before."""
-    target_noise: float = 0.1
-    """Standard deviation of the smoothing noise on the target action."""
-    noise_clip: float = 0.5
-    """Where the smoothing noise is cut off (c)."""
-    exploration_noise: float = 0.1
-    """Standard deviation of the noise on actions online."""
-    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
-    """Width of each hidden layer of actor and critics."""
-    ensemble: int = struct.field(default=10, pytree_node=False)
-    """Critics (N)."""
-    target_subset: int = struct.field(default=2, pytree_node=False)
-    """Target critics whose minimum is the target (M)."""
-    policy_delay: int = struct.field(default=2, pytree_node=False)
-    """Critic steps per actor step."""
-    batch_size: int = struct.field(default=256, pytree_node=False)
-    """Transitions per gradient step (B)."""
-    utd: int = struct.field(default=20, pytree_node=False)
-    """Critic steps per environment step (G)."""
-    kept: float = struct.field(default=0.05, pytree_node=False)
-    """Share of the data that stays in the buffer online."""
-    kept_at_least: int = struct.field(default=50_000, pytree_node=False)
-    """Rows of the data that stay at least, or all where there are fewer."""
-    once_per_episode: bool = struct.field(default=False, pytree_node=False)
-    """Count equation 2 once per episode, rather than once per environment step of it."""
-    smoothed: bool = struct.field(default=False, pytree_node=False)
-    """Put the average of past returns into the proportional term, as the authors' code does."""
-    offline_steps: int = struct.field(default=1_000_000, pytree_node=False)
-    """Gradient steps on the data."""
-    online_steps: int = struct.field(default=250_000, pytree_node=False)
-    """Environment steps afterwards."""
-    start_training: int = struct.field(default=0, pytree_node=False)
-    """Environment steps before the first online update; random ones, if there was no offline phase."""
-
-    @property
-    def uses_prior_data(self) -> bool:
-        """Whether there is an offline phase."""
-        return self.offline_steps > 0
-
-    @property
-    def phases(self) -> tuple[tuple[str, int], ...]:
-        """Their names and steps."""
-        return ("offline", self.offline_steps), ("online", self.online_steps)
+    without_data = "--offline-steps 0"
 
     @property
     def random_steps(self) -> int:
         """Environment steps with random actions."""
         return 0 if self.offline_steps else self.start_training
 
-    def problem(self) -> str | None:
-        """What is wrong with these values, in one line."""
+    def conflict(self) -> str | None:
+        """Which values do not go together, in one line."""
         if not 1 <= self.target_subset <= self.ensemble:
             return f"--target-subset must lie in 1 ... --ensemble {self.ensemble}, not {self.target_subset}"
-        if not 0 < self.kept <= 1:
-            return f"--kept must lie in (0, 1], not {self.kept}"
-        if self.online_steps and not 0 <= self.alpha_online <= self.most_online:
+        if self.online_steps and self.alpha_online > self.most_online:
             return (
                 f"--alpha-online {self.alpha_online:g} must lie in 0 ... --most-online {self.most_online:g}, within "
                 "which the first episode's end puts it: choose another, or raise --most-online"
             )
-        if min(self.utd, self.batch_size, self.policy_delay, self.kept_at_least, *self.hidden) < 1:
-            return "--utd, --batch-size, --policy-delay, --kept-at-least and --hidden must be at least 1"
-        steps = (self.offline_steps, self.online_steps, self.start_training)
-        if min(steps) < 0 or not any(steps[:2]):
-            return "--offline-steps, --online-steps and --start-training must be at least 0, and one phase longer"
         if self.online_steps and self.start_training >= self.online_steps:
             return (
                 f"--start-training {self.start_training} leaves no step online to learn at: it must be below "
@@ -185,8 +143,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class REDQAdaptiveBC(struct.PyTreeNode):
-    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
+class REDQAdaptiveBC(Agent):
+    """Actor, critics, their targets, and the cloning weight."""
 
     config: Config
     alpha: jax.Array
@@ -200,20 +158,14 @@ class REDQAdaptiveBC(struct.PyTreeNode):
     critic: Ensemble
     target_critic: Ensemble
 
-    @staticmethod
-    def prepare(config: Config, data: Dataset, task: Task) -> Batch:
-        """The data as they are."""
-        return data.batch(task)
-
     @classmethod
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Batch | None) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key = jax.random.split(key)
         policy = DeterministicActor(config.hidden, example.action.shape[-1])
         actor = Network.create(policy, actor_key, example.observation)
-        critic = Ensemble.create(
-            Critic(config.hidden), critic_key, example.observation, example.action, members=config.ensemble
-        )
+        module = Critic(config.hidden)
+        critic = Ensemble.create(module, critic_key, example.observation, example.action, members=config.ensemble)
         kept = None
         if prior is not None:
             rows = prior.reward.shape[0]
@@ -224,32 +176,31 @@ class REDQAdaptiveBC(struct.PyTreeNode):
             actor, actor.target(), critic, critic.target(),
         )  # fmt: skip
 
+    def enter(self, phase: str, key: jax.Array, prior: Batch | None) -> Self:
+        """Online, most of the data leave the buffer and the controller begins; networks and optimisers stay."""
+        agent = super().enter(phase, key, prior)
+        if phase != "online" or prior is None:
+            return agent
+        rows = jax.random.permutation(key, prior.reward.shape[0])[: self.kept.shape[0]]
+        return agent.replace(
+            alpha=jnp.asarray(self.config.alpha_online, jnp.float32), kept=jnp.sort(rows).astype(jnp.int32)
+        )
+
     def act(self, observation: jax.Array) -> jax.Array:
-        """The evaluated policy: pi(s), [..., action]."""
+        """pi(s)."""
         return self.actor(observation)
 
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
-        """The collecting policy: pi(s) with noise, [..., action]."""
+        """pi(s) with noise."""
         action = self.act(observation)
         return (action + self.config.exploration_noise * jax.random.normal(key, action.shape)).clip(-1, 1)
 
     def sample(self, key: jax.Array, experience: Replay | None, prior: Batch | None) -> Batch:
-        """The minibatches of one update, arrays [steps, batch_size, ...]."""
+        """Uniform minibatches; online, of the rows kept and the experience together."""
         c = self.config
-        if experience is None:
-            return replay.sample(key, prior, prior.reward.shape[0], (1, c.batch_size))
-        if prior is None:
-            return replay.sample(key, experience.rows, experience.size, (c.utd, c.batch_size))
+        if experience is None or prior is None:
+            return super().sample(key, experience, prior)
         return replay.sample_union(key, experience, prior, c.utd, c.batch_size, self.kept)
-
-    def enter(self, phase: str, key: jax.Array, prior: Batch | None) -> Self:
-        """Online, most of the data leave the buffer and the controller begins; networks and optimisers stay."""
-        if phase != "online" or prior is None:
-            return self
-        rows = jax.random.permutation(key, prior.reward.shape[0])[: self.kept.shape[0]]
-        return self.replace(
-            alpha=jnp.asarray(self.config.alpha_online, jnp.float32), kept=jnp.sort(rows).astype(jnp.int32)
-        )
 
     def adapted(self, episode_return: jax.Array, length: jax.Array) -> Self:
         """Equation 2, at the end of an episode of this normalised return and length."""
@@ -282,52 +233,45 @@ class REDQAdaptiveBC(struct.PyTreeNode):
         next_action = (self.target_actor(batch.next_observation) + noise).clip(-1, 1)
         subset = jax.random.choice(subset_key, c.ensemble, (c.target_subset,), replace=False)
         next_q = self.target_critic.members(subset)(batch.next_observation, next_action).min(axis=0)
+        chex.assert_equal_shape((batch.reward, batch.mask, next_q))
         return batch.reward + c.discount * batch.mask * next_q
 
     def critic_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Equation 3: squared error to one common target, averaged over members and batch."""
         target = self.target(batch, key)
         q = self.critic(batch.observation, batch.action, params=params)
+        chex.assert_shape(q, (self.config.ensemble, *target.shape))
         loss = jnp.square(q - target).mean()
         return loss, {"critic_loss": loss, "q": q.mean()}
 
     def actor_loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Equation 4: the normalised value of the policy's own actions, negated, and the weighted cloning term."""
         action = self.actor(batch.observation, params=params)
+        chex.assert_equal_shape((batch.action, action))
         q = self.critic(batch.observation, action).mean(axis=0)
         cloning = jnp.square(action - batch.action).mean()
         loss = -q.mean() / jax.lax.stop_gradient(jnp.abs(q).mean()) + self.alpha * cloning
         return loss, {"actor_loss": loss, "cloning": cloning, "alpha": self.alpha}
 
     def update_once(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
-        """Critic step `number`, and after every `policy_delay` of them a step of the actor and the targets."""
+        """One step of all critics."""
+        critic, metrics = self.critic.minimise(self.critic_loss, batch, key, learning_rate=self.config.learning_rate)
+        return self.replace(critic=critic), metrics
+
+    @property
+    def period(self) -> int:
+        """Critic steps per actor step."""
+        return self.config.policy_delay
+
+    def update_delayed(self, batch: Batch) -> tuple[Self, Metrics]:
+        """One step of the actor, then one of every target network."""
         c = self.config
-        gradients, metrics = jax.grad(self.critic_loss, has_aux=True)(self.critic.params, batch, key)
-        agent = self.replace(critic=self.critic.descend(gradients, c.learning_rate))
-
-        def update_actor() -> tuple[Self, Metrics]:
-            gradients, metrics = jax.grad(agent.actor_loss, has_aux=True)(agent.actor.params, batch)
-            actor = agent.actor.descend(gradients, c.learning_rate)
-            return agent.replace(
-                actor=actor,
-                target_actor=agent.target_actor.track(actor, c.target_rate),
-                target_critic=agent.target_critic.track(agent.critic, c.target_rate),
-            ), metrics
-
-        def wait() -> tuple[Self, Metrics]:
-            return agent, dict.fromkeys(("actor_loss", "cloning", "alpha"), jnp.full((), jnp.nan))
-
-        agent, more = jax.lax.cond(number % c.policy_delay == 0, update_actor, wait)
-        return agent, metrics | more
-
-    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
-        """One critic step per minibatch of `batches` [steps, batch_size, ...]."""
-        count = batches.reward.shape[0]
-        numbers = (step - 1) * count + 1 + jnp.arange(count)
-        agent, metrics = jax.lax.scan(
-            lambda agent, x: agent.update_once(*x), self, (batches, jax.random.split(key, count), numbers)
-        )
-        return agent, jax.tree.map(jnp.nanmean, metrics)
+        actor, metrics = self.actor.minimise(self.actor_loss, batch, learning_rate=c.learning_rate)
+        return self.replace(
+            actor=actor,
+            target_actor=self.target_actor.track(actor, c.target_rate),
+            target_critic=self.target_critic.track(self.critic, c.target_rate),
+        ), metrics
 
 
 if __name__ == "__main__":

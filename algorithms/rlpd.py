@@ -16,9 +16,9 @@ term of line 17 is there only with `--backup-entropy`. m is the mask, 0 where an
 
 Differences. Line 17 of the paper prints the entropy term as + gamma alpha log pi, and line 21 has rho and 1 - rho
 exchanged (Table 1 gives rho = 0.005); this file follows the authors' code, as it does where the paper is silent:
-Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000 uniformly random actions first, AdamW on kernels only. The
-prior rows of a minibatch come first rather than interleaved, which no loss can notice; a ratio that does not divide the
-batch is rounded to whole rows.
+Xavier-uniform kernels, Dense-Dropout-LayerNorm-ReLU, 5000 uniformly random actions first, AdamW (here on kernels only;
+theirs decays LayerNorm's scales, too). The prior rows of a minibatch come first rather than interleaved, which no loss
+can notice; a ratio that does not divide the batch is rounded to whole rows.
 
 The ablations of the paper and its relatives are flags or presets of this file: `--no-layer-norm`, `--dropout`,
 `--weight-decay`, `--seeded-buffer`, `--offline-ratio`, `--pretrain-steps`, `--utd`, and
@@ -29,11 +29,11 @@ The ablations of the paper and its relatives are flags or presets of this file: 
     --preset sacfd   sac, with the replay buffer initialised with the prior data (Vecerik et al., 2017)
 
 Published as curves; read off by eye, as means over tasks: AntMaze 97 % at 300,000 steps, sparse Adroit 70 % at a
-million, locomotion 94 at 250,000.
+million, locomotion (D4RL's -v0 sets; the tasks here are of -v2) 94 at 250,000.
 
-Measured, in small, on three seeds: pointmaze-large 100 on each after 20,000 steps
-(benchmarks/results/rlpd_pointmaze-large.csv); antmaze-umaze 80 after 45,000, with five critics of two layers 128
-wide (rlpd_iql.csv). AntMaze has not been measured at the paper's size.
+Measured at the paper's size: antmaze-umaze 89 after 35,000 steps, four seeds, on data of this project's recipe
+(benchmarks/results/rlpd_antmaze-umaze_h100.csv). In small, three seeds: FIRSTCOMMAND
+(rlpd_pointmaze-large.csv); antmaze-umaze 80 after 45,000, with five critics of two layers 128 wide (rlpd_iql.csv).
 
     python algorithms/rlpd.py --env antmaze-large-diverse
 """
@@ -42,60 +42,40 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from common import replay, training
-from common.datasets import Dataset
+from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
-from common.tasks import Task
-
-Metrics = dict[str, jax.Array]
 
 
-class Config(struct.PyTreeNode):
-    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
+class Config(Hyperparameters):
+    """Those of Tables 1 and 2 of the paper, and of its ablations."""
 
-    learning_rate: float = 3e-4
-    """Adam's step size, for actor, critics and temperature."""
-    discount: float = 0.99
-    """Discount factor (gamma)."""
-    target_rate: float = 0.005
-    """Step of the target critics towards the online ones (the paper's rho)."""
-    initial_temperature: float = 1.0
-    """Entropy temperature (alpha) before training."""
-    target_entropy_per_action: float = -0.5
-    """Target entropy divided by the number of action dimensions."""
-    weight_decay: float = 0.0
-    """AdamW's decay of the critics' kernels (0.01 in the paper's ablation)."""
-    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
-    """Width of each hidden layer of actor and critics."""
-    ensemble: int = struct.field(default=10, pytree_node=False)
-    """Critics (E)."""
-    target_subset: int = struct.field(default=2, pytree_node=False)
-    """Target critics whose minimum is the target (Z): 2 is clipped double Q-learning, 1 goes without."""
-    layer_norm: bool = struct.field(default=True, pytree_node=False)
-    """LayerNorm in the critics."""
-    dropout: float = struct.field(default=0.0, pytree_node=False)
-    """Dropout rate in the critics."""
-    backup_entropy: bool = struct.field(default=True, pytree_node=False)
-    """Entropy term in the target (line 17)."""
-    utd: int = struct.field(default=20, pytree_node=False)
-    """Gradient steps per environment step (update-to-data ratio, G)."""
-    batch_size: int = struct.field(default=256, pytree_node=False)
-    """Transitions per gradient step (N)."""
-    offline_ratio: float = struct.field(default=0.5, pytree_node=False)
-    """Share of each minibatch that is prior data; 0 leaves prior data out."""
-    seeded_buffer: bool = struct.field(default=False, pytree_node=False)
-    """Draw uniformly from prior data and experience together, instead of in a fixed ratio."""
-    steps: int = struct.field(default=250_000, pytree_node=False)
-    """Environment steps of each run."""
-    start_training: int = struct.field(default=5000, pytree_node=False)
-    """Environment steps with uniformly random actions before the first update."""
-    pretrain_steps: int = struct.field(default=0, pytree_node=False)
-    """Updates (of `utd` gradient steps) on prior data alone before the first environment step."""
+    learning_rate: float = 3e-4  # Adam's step size, for actor, critics and temperature
+    discount: float = 0.99  # discount factor (gamma)
+    target_rate: float = 0.005  # step of the target critics towards the online ones (the paper's rho)
+    initial_temperature: float = traced(1.0, "(0, inf)")  # entropy temperature (alpha) before training
+    target_entropy_per_action: float = -0.5  # target entropy divided by the number of action dimensions
+    weight_decay: float = 0.0  # AdamW's decay of the critics' kernels (0.01 in the paper's ablation)
+    hidden: tuple[int, ...] = (256, 256)  # width of each hidden layer of actor and critics
+    ensemble: int = 10  # critics (E)
+    target_subset: int = 2  # target critics whose minimum is the target (Z): 2 is clipped double Q-learning, 1 without
+    layer_norm: bool = True  # LayerNorm in the critics
+    dropout: float = static(0.0)  # dropout rate in the critics
+    backup_entropy: bool = True  # entropy term in the target (line 17)
+    utd: int = 20  # gradient steps per environment step (update-to-data ratio, G)
+    batch_size: int = 256  # transitions per gradient step (N)
+    offline_ratio: float = static(0.5, "[0, 1]")  # share of each minibatch that is prior data; 0 leaves them out
+    seeded_buffer: bool = False  # draw uniformly from prior data and experience together, not in a fixed ratio
+    steps: int = 250_000  # environment steps of each run
+    start_training: int = static(5000, "[0, inf)")  # of these, with uniformly random actions before the first update
+    pretrain_steps: int = 0  # updates (of `utd` gradient steps) on prior data alone before the first environment step
+
+    without_data = "--offline-ratio 0"
 
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
@@ -103,27 +83,14 @@ class Config(struct.PyTreeNode):
         return ("offline", self.pretrain_steps), ("online", self.steps)
 
     @property
-    def random_steps(self) -> int:
-        """Environment steps with random actions."""
-        return self.start_training
-
-    @property
     def uses_prior_data(self) -> bool:
         """Whether anything is drawn from prior data."""
         return self.offline_ratio > 0 or self.seeded_buffer or self.pretrain_steps > 0
 
-    def problem(self) -> str | None:
-        """What is wrong with these values, in one line."""
-        if not 0 <= self.offline_ratio <= 1:
-            return f"--offline-ratio must lie in [0, 1], not {self.offline_ratio}"
+    def conflict(self) -> str | None:
+        """Which values do not go together, in one line."""
         if not 1 <= self.target_subset <= self.ensemble:
             return f"--target-subset must lie in 1 ... --ensemble {self.ensemble}, not {self.target_subset}"
-        if not 0 <= self.dropout < 1:
-            return f"--dropout must lie in [0, 1), not {self.dropout}"
-        if min(self.steps, self.utd, self.batch_size, *self.hidden) < 1:
-            return "--steps, --utd, --batch-size and --hidden must be at least 1"
-        if min(self.start_training, self.pretrain_steps) < 0:
-            return "--start-training and --pretrain-steps must be at least 0"
         if self.seeded_buffer and self.offline_ratio > 0:
             return "--seeded-buffer draws from one buffer: it needs --offline-ratio 0"
         if self.start_training >= self.steps and self.pretrain_steps == 0:
@@ -161,8 +128,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class RLPD(struct.PyTreeNode):
-    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
+class RLPD(Agent):
+    """Actor, critics and temperature."""
 
     config: Config
     actor: Network
@@ -170,29 +137,22 @@ class RLPD(struct.PyTreeNode):
     target_critic: Ensemble
     temperature: Network
 
-    @staticmethod
-    def prepare(config: Config, data: Dataset, task: Task) -> Batch:
-        """The prior data as they are."""
-        return data.batch(task)
-
     @classmethod
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Batch | None) -> Self:
-        """A fresh agent for transitions shaped like one unbatched `example`."""
+        """A fresh agent for transitions shaped like `example`."""
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
         actor = Network.create(TanhNormalActor(config.hidden, example.action.shape[-1]), actor_key, example.observation)
-        critic = Ensemble.create(
-            Critic(config.hidden, config.layer_norm, config.dropout),
-            critic_key, example.observation, example.action, members=config.ensemble,
-        )  # fmt: skip
+        module = Critic(config.hidden, config.layer_norm, config.dropout)
+        critic = Ensemble.create(module, critic_key, example.observation, example.action, members=config.ensemble)
         temperature = Network.create(Scalar(), temperature_key, config.initial_temperature)
         return cls(config, actor, critic, critic.target(), temperature)
 
     def act(self, observation: jax.Array) -> jax.Array:
-        """The evaluated policy: the mode of pi(. | s), [..., action]."""
+        """The mode of pi(. | s)."""
         return self.actor(observation).mode()
 
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
-        """The collecting policy: a sample of pi(. | s), [..., action]."""
+        """A sample of pi(. | s)."""
         return self.actor(observation).sample(key)
 
     def sample(self, key: jax.Array, experience: Replay | None, prior: Batch | None) -> Batch:
@@ -214,6 +174,7 @@ class RLPD(struct.PyTreeNode):
         subset = jax.random.choice(subset_key, c.ensemble, (c.target_subset,), replace=False)
         next_q = self.target_critic.members(subset)(batch.next_observation, next_action, dropout_key=dropout_key)
         value = next_q.min(axis=0)
+        chex.assert_equal_shape((batch.reward, batch.mask, value, log_prob))
         if c.backup_entropy:
             value -= self.temperature() * log_prob
         return batch.reward + c.discount * batch.mask * value
@@ -223,6 +184,7 @@ class RLPD(struct.PyTreeNode):
         target_key, dropout_key = jax.random.split(key)
         target = self.target(batch, target_key)
         q = self.critic(batch.observation, batch.action, params=params, dropout_key=dropout_key)
+        chex.assert_shape(q, (self.config.ensemble, *target.shape))
         loss = jnp.square(q - target).mean()
         return loss, {"critic_loss": loss, "q": q.mean()}
 
@@ -231,6 +193,7 @@ class RLPD(struct.PyTreeNode):
         action_key, dropout_key = jax.random.split(key)
         action, log_prob = self.actor(batch.observation, params=params).sample_and_log_prob(action_key)
         q = self.critic(batch.observation, action, dropout_key=dropout_key).mean(axis=0)
+        chex.assert_equal_shape((batch.reward, q, log_prob))
         loss = (self.temperature() * log_prob - q).mean()
         return loss, {"actor_loss": loss, "entropy": -log_prob.mean()}
 
@@ -242,25 +205,20 @@ class RLPD(struct.PyTreeNode):
 
     def update_critic(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One gradient step of all critics, and one step of their targets towards them."""
-        gradients, metrics = jax.grad(self.critic_loss, has_aux=True)(self.critic.params, batch, key)
-        critic = self.critic.descend(gradients, self.config.learning_rate, self.config.weight_decay)
-        return self.replace(
-            critic=critic, target_critic=self.target_critic.track(critic, self.config.target_rate)
-        ), metrics
+        c = self.config
+        critic, metrics = self.critic.minimise(
+            self.critic_loss, batch, key, learning_rate=c.learning_rate, weight_decay=c.weight_decay
+        )
+        return self.replace(critic=critic, target_critic=self.target_critic.track(critic, c.target_rate)), metrics
 
     def update_actor(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One gradient step of the actor, then one of the temperature at the entropy just measured."""
-        gradients, metrics = jax.grad(self.actor_loss, has_aux=True)(self.actor.params, batch, key)
-        actor = self.actor.descend(gradients, self.config.learning_rate)
-        gradients, more = jax.grad(self.temperature_loss, has_aux=True)(
-            self.temperature.params, metrics["entropy"], batch.action.shape[-1]
+        rate = self.config.learning_rate
+        actor, metrics = self.actor.minimise(self.actor_loss, batch, key, learning_rate=rate)
+        temperature, more = self.temperature.minimise(
+            self.temperature_loss, metrics["entropy"], batch.action.shape[-1], learning_rate=rate
         )
-        temperature = self.temperature.descend(gradients, self.config.learning_rate)
         return self.replace(actor=actor, temperature=temperature), metrics | more
-
-    def enter(self, phase: str, key: jax.Array, prior: Batch | None) -> Self:
-        """After `pretrain_steps`, the same agent goes online."""
-        return self
 
     def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
         """Algorithm 1, lines 11-23, for minibatches [utd, batch_size, ...]."""

@@ -54,89 +54,56 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.scipy.special import logsumexp
 
-from common import replay, training
+from common import training
+from common.agent import Agent, Hyperparameters, Metrics, scaled, traced
 from common.datasets import Dataset, transforms
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Normaliser, Parameters
 from common.replay import Batch, Replay
 from common.tasks import Task
 
-Metrics = dict[str, jax.Array]
 
+class Config(Hyperparameters):
+    """Those of both papers, by their names."""
 
-class Config(struct.PyTreeNode):
-    """Hyperparameters. Numbers are traced, so a grid of them is one axis of runs; shapes and counts are static."""
-
-    learning_rate: float = 3e-4
-    """Adam's step size, for all networks."""
-    discount: float = 0.99
-    """Discount factor (gamma). R is computed once, with this value, also where a grid varies it."""
-    target_rate: float = 0.005
-    """Step of the target networks towards the online ones (tau)."""
-    alpha: float = 2.5
-    """Weight of the value against the cloning term."""
-    target_noise: float = 0.2
-    """Standard deviation of the smoothing noise on the target action (sigma)."""
-    noise_clip: float = 0.5
-    """Where the smoothing noise is cut off (c)."""
-    exploration_noise: float = 0.1
-    """Standard deviation of the noise on actions online."""
-    online_cloning: float = 1.0
-    """Weight of the cloning term online; 0 is TD3-ft."""
-    td_share: float = 0.0
-    """Share of the temporal-difference loss in the critics' imitation (l); the rest regresses Monte-Carlo returns."""
-    conservative: float = 0.0
-    """Weight of the conservative term (w)."""
-    hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
-    """Width of each hidden layer of the critics."""
-    actor_hidden: tuple[int, ...] = struct.field(default=(256, 256), pytree_node=False)
-    """Width of each hidden layer of the actor."""
-    layer_norm: bool = struct.field(default=False, pytree_node=False)
-    """LayerNorm in all networks."""
-    normalise: bool = struct.field(default=True, pytree_node=False)
-    """Normalise observations with the data's mean and standard deviation."""
-    policy_delay: int = struct.field(default=2, pytree_node=False)
-    """Critic steps per actor step."""
-    batch_size: int = struct.field(default=256, pytree_node=False)
-    """Transitions per gradient step."""
-    utd: int = struct.field(default=1, pytree_node=False)
-    """Critic steps per environment step."""
-    mixed: bool = struct.field(default=False, pytree_node=False)
-    """Self-normalised critic losses, for --td-share and --conservative."""
-    pretrain_steps: int = struct.field(default=0, pytree_node=False)
-    """Steps of imitation first."""
-    offline_steps: int = struct.field(default=1_000_000, pytree_node=False)
-    """Critic steps on the data after those."""
-    online_steps: int = struct.field(default=0, pytree_node=False)
-    """Environment steps afterwards."""
-
-    uses_prior_data = True
-    start_training = random_steps = 0
+    learning_rate: float = 3e-4  # Adam's step size, for all networks
+    discount: float = 0.99  # discount factor (gamma); R is computed once, with this value, also where a grid varies it
+    target_rate: float = 0.005  # step of the target networks towards the online ones (tau)
+    alpha: float = traced(2.5, "[0, inf)")  # weight of the value against the cloning term
+    target_noise: float = 0.2  # standard deviation of the smoothing noise on the target action (sigma)
+    noise_clip: float = 0.5  # where the smoothing noise is cut off (c)
+    exploration_noise: float = 0.1  # standard deviation of the noise on actions online
+    online_cloning: float = traced(1.0, "[0, inf)")  # weight of the cloning term online; 0 is TD3-ft
+    td_share: float = traced(0.0, "[0, 1]")  # of L_Q in the critics' imitation (l); the rest is L_MC
+    conservative: float = traced(0.0, "[0, inf)")  # weight of the conservative term (w)
+    hidden: tuple[int, ...] = (256, 256)  # width of each hidden layer of the critics
+    actor_hidden: tuple[int, ...] = (256, 256)  # width of each hidden layer of the actor
+    layer_norm: bool = False  # LayerNorm in all networks
+    normalise: bool = True  # normalise observations with the data's mean and standard deviation
+    policy_delay: int = 2  # critic steps per actor step
+    batch_size: int = 256  # transitions per gradient step
+    utd: int = 1  # critic steps per environment step
+    mixed: bool = False  # self-normalised critic losses, for --td-share and --conservative
+    pretrain_steps: int = 0  # steps of imitation first
+    offline_steps: int = 1_000_000  # critic steps on the data after those
+    online_steps: int = 0  # environment steps afterwards
 
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
         """Their names and steps."""
-        return ("imitation", self.pretrain_steps), ("offline", self.offline_steps), ("online", self.online_steps)
+        return ("imitation", self.pretrain_steps), *super().phases
 
-    def problem(self) -> str | None:
-        """What is wrong with these values, in one line."""
+    def conflict(self) -> str | None:
+        """Which values do not go together, in one line."""
         if not self.mixed and (self.td_share != 0 or self.conservative != 0):
             return "--td-share and --conservative need --mixed"
-        if not 0 <= self.td_share <= 1:
-            return f"--td-share must lie in [0, 1], not {self.td_share}"
         if self.td_share > 0 and self.pretrain_steps == 0:
             return f"--td-share {self.td_share} mixes the losses of imitation: it needs --pretrain-steps"
-        counts = (self.utd, self.batch_size, self.policy_delay, self.offline_steps, *self.hidden, *self.actor_hidden)
-        if min(counts) < 1 or min(self.pretrain_steps, self.online_steps) < 0:
-            return (
-                "--utd, --batch-size, --policy-delay, --offline-steps and --hidden must be at least 1, "
-                "--pretrain-steps and --online-steps at least 0"
-            )
         return None
 
 
@@ -180,8 +147,8 @@ class Prior(Batch):
     """[n]: the Monte-Carlo target R."""
 
 
-class TD3BC(struct.PyTreeNode):
-    """The agent: configuration and networks. Every method is pure; programs.py adds the axis of runs."""
+class TD3BC(Agent):
+    """Actor, two critics, and their targets."""
 
     config: Config
     normal: Normaliser
@@ -191,7 +158,6 @@ class TD3BC(struct.PyTreeNode):
     target_actor: Network
     critic: Ensemble
     target_critic: Ensemble
-    phase: str = struct.field(default="offline", pytree_node=False)
 
     @staticmethod
     def prepare(config: Config, data: Dataset, task: Task) -> Prior:
@@ -204,41 +170,33 @@ class TD3BC(struct.PyTreeNode):
 
     @classmethod
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
-        """A fresh agent for transitions shaped like one unbatched `example`."""
+        """A fresh agent for transitions shaped like `example`."""
+        c = config
         actor_key, critic_key = jax.random.split(key)
-        normal = Normaliser.of(prior.observation, config.normalise)
-        policy = DeterministicActor(config.actor_hidden, example.action.shape[-1], config.layer_norm)
+        policy = DeterministicActor(c.actor_hidden, example.action.shape[-1], c.layer_norm)
         actor = Network.create(policy, actor_key, example.observation)
-        critic = Ensemble.create(
-            Critic(config.hidden, config.layer_norm), critic_key, example.observation, example.action, members=2
-        )
-        return cls(config, normal, jnp.ones(()), actor, actor.target(), critic, critic.target())
+        module = Critic(c.hidden, c.layer_norm)
+        critic = Ensemble.create(module, critic_key, example.observation, example.action, members=2)
+        normal = Normaliser.of(prior.observation, c.normalise)
+        return cls(c, normal, jnp.ones(()), actor, actor.target(), critic, critic.target())
+
+    def enter(self, phase: str, key: jax.Array, prior: Prior) -> Self:
+        """Online, the cloning term gets its online weight."""
+        weight = self.config.online_cloning if phase == "online" else 1.0
+        return self.replace(phase=phase, cloning=jnp.asarray(weight, jnp.float32))
 
     def act(self, observation: jax.Array) -> jax.Array:
-        """The evaluated policy: pi(s), [..., action]."""
+        """pi(s)."""
         return self.actor(self.normal(observation))
 
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
-        """The collecting policy: pi(s) with noise, [..., action]."""
+        """pi(s) with noise."""
         action = self.act(observation)
         return (action + self.config.exploration_noise * jax.random.normal(key, action.shape)).clip(-1, 1)
 
     def sample(self, key: jax.Array, experience: Replay | None, prior: Prior) -> Batch:
-        """The minibatches of one update, normalised, arrays [steps, batch_size, ...]; online without returns."""
-        c = self.config
-        if experience is None:
-            batches = replay.sample(key, prior, prior.reward.shape[0], (1, c.batch_size))
-        else:
-            rows = Batch(prior.observation, prior.action, prior.reward, prior.mask, prior.next_observation)
-            batches = replay.sample_union(key, experience, rows, c.utd, c.batch_size)
-        return batches.replace(
-            observation=self.normal(batches.observation), next_observation=self.normal(batches.next_observation)
-        )
-
-    def enter(self, phase: str, key: jax.Array, prior: Prior) -> Self:
-        """The same networks and optimisers go on; online, the cloning term gets its online weight."""
-        weight = self.config.online_cloning if phase == "online" else 1.0
-        return self.replace(phase=phase, cloning=jnp.asarray(weight, jnp.float32))
+        """Uniform minibatches, normalised."""
+        return super().sample(key, experience, prior).normalised(self.normal)
 
     def target(self, batch: Batch, key: jax.Array) -> jax.Array:
         """The regression target y, [batch]."""
@@ -246,12 +204,14 @@ class TD3BC(struct.PyTreeNode):
         noise = (c.target_noise * jax.random.normal(key, batch.action.shape)).clip(-c.noise_clip, c.noise_clip)
         next_action = (self.target_actor(batch.next_observation) + noise).clip(-1, 1)
         next_q = self.target_critic(batch.next_observation, next_action).min(axis=0)
+        chex.assert_equal_shape((batch.reward, batch.mask, next_q))
         return batch.reward + c.discount * batch.mask * next_q
 
     def critic_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Squared error to one common target, summed over both critics; with the conservative term where asked for."""
         target_key, random_key = jax.random.split(key)
         q = self.critic(batch.observation, batch.action, params=params)
+        chex.assert_shape(q, (2, *batch.reward.shape))
         loss = td = jnp.square(q - self.target(batch, target_key)).mean(axis=-1).sum()
         if self.config.mixed:
             loss = scaled(td) + self.config.conservative * scaled(self.conservatism(params, batch, q, random_key))
@@ -261,6 +221,7 @@ class TD3BC(struct.PyTreeNode):
         """Squared error to the returns, summed over both critics; mixed with other terms where asked for."""
         c = self.config
         q = self.critic(batch.observation, batch.action, params=params)
+        chex.assert_shape((batch.return_to_go, q), (batch.reward.shape, (2, *batch.reward.shape)))
         loss = returns = jnp.square(q - batch.return_to_go).mean(axis=-1).sum()
         if c.mixed:
             target_key, random_key = jax.random.split(key)
@@ -274,11 +235,13 @@ class TD3BC(struct.PyTreeNode):
         actions = jax.random.uniform(key, (10, *batch.action.shape), minval=-1.0, maxval=1.0)
         observations = jnp.broadcast_to(batch.observation, (10, *batch.observation.shape))
         random_q = self.critic(observations, actions, params=params)
+        chex.assert_shape(random_q, (2, 10, *batch.reward.shape))
         return (logsumexp(random_q, axis=1) - q).mean(axis=-1).sum()
 
     def actor_loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
         """The value of the policy's own actions, normalised and negated, and the distance from the data's actions."""
         action = self.actor(batch.observation, params=params)
+        chex.assert_equal_shape((batch.action, action))
         q = self.critic.members(jnp.array([0]))(batch.observation, action)[0]
         scale = self.config.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
         cloning = jnp.square(action - batch.action).mean()
@@ -293,52 +256,36 @@ class TD3BC(struct.PyTreeNode):
             target_critic=self.target_critic.track(self.critic, rate),
         )
 
+    def cloning_loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Imitation: the distance from the data's actions."""
+        action = self.actor(batch.observation, params=params)
+        chex.assert_equal_shape((batch.action, action))
+        loss = jnp.square(action - batch.action).mean()
+        return loss, {"actor_loss": loss, "cloning": loss}
+
     def imitate(self, batch: Prior, key: jax.Array) -> tuple[Self, Metrics]:
         """One step of "First Imitate": the actor clones, the critics regress returns."""
-
-        def cloning(params: Parameters) -> jax.Array:
-            return jnp.square(self.actor(batch.observation, params=params) - batch.action).mean()
-
-        actor_loss, actor_gradients = jax.value_and_grad(cloning)(self.actor.params)
-        critic_gradients, metrics = jax.grad(self.imitation_loss, has_aux=True)(self.critic.params, batch, key)
         rate = self.config.learning_rate
-        agent = self.replace(
-            actor=self.actor.descend(actor_gradients, rate), critic=self.critic.descend(critic_gradients, rate)
-        )
-        return agent.track(), metrics | {"actor_loss": actor_loss, "cloning": actor_loss}
+        actor, actor_metrics = self.actor.minimise(self.cloning_loss, batch, learning_rate=rate)
+        critic, critic_metrics = self.critic.minimise(self.imitation_loss, batch, key, learning_rate=rate)
+        return self.replace(actor=actor, critic=critic).track(), critic_metrics | actor_metrics
 
-    def improve(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
-        """Critic step `number`, and after every `policy_delay` of them a step of the actor and the targets."""
-        gradients, metrics = jax.grad(self.critic_loss, has_aux=True)(self.critic.params, batch, key)
-        agent = self.replace(critic=self.critic.descend(gradients, self.config.learning_rate))
+    def update_once(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
+        """One step of the critics, or in the first phase one of imitation."""
+        if self.phase == "imitation":
+            return self.imitate(batch, key)
+        critic, metrics = self.critic.minimise(self.critic_loss, batch, key, learning_rate=self.config.learning_rate)
+        return self.replace(critic=critic), metrics
 
-        def update_actor() -> tuple[Self, Metrics]:
-            gradients, metrics = jax.grad(agent.actor_loss, has_aux=True)(agent.actor.params, batch)
-            actor = agent.actor.descend(gradients, agent.config.learning_rate)
-            return agent.replace(actor=actor).track(), metrics
+    @property
+    def period(self) -> int:
+        """Critic steps per actor step."""
+        return 0 if self.phase == "imitation" else self.config.policy_delay
 
-        def wait() -> tuple[Self, Metrics]:
-            return agent, {"actor_loss": jnp.full((), jnp.nan), "cloning": jnp.full((), jnp.nan)}
-
-        agent, more = jax.lax.cond(number % self.config.policy_delay == 0, update_actor, wait)
-        return agent, metrics | more
-
-    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
-        """One step per minibatch of `batches` [steps, batch_size, ...]."""
-        count = batches.reward.shape[0]
-
-        def once(agent: Self, x: tuple) -> tuple[Self, Metrics]:
-            batch, key, number = x
-            return agent.imitate(batch, key) if agent.phase == "imitation" else agent.improve(batch, key, number)
-
-        numbers = (step - 1) * count + 1 + jnp.arange(count)
-        agent, metrics = jax.lax.scan(once, self, (batches, jax.random.split(key, count), numbers))
-        return agent, jax.tree.map(jnp.nanmean, metrics)
-
-
-def scaled(loss: jax.Array) -> jax.Array:
-    """A loss divided by its own size: 1 or -1, with the gradient of log |loss|, signed."""
-    return loss / jax.lax.stop_gradient(jnp.abs(loss))
+    def update_delayed(self, batch: Batch) -> tuple[Self, Metrics]:
+        """One step of the actor, then one of every target network."""
+        actor, metrics = self.actor.minimise(self.actor_loss, batch, learning_rate=self.config.learning_rate)
+        return self.replace(actor=actor).track(), metrics
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ The layers compute what Flax's do (tests/test_networks.py), with backward passes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
@@ -349,6 +349,17 @@ class Network(struct.PyTreeNode):
 
         params = jax.tree_util.tree_map_with_path(step, self.params, updates)
         return self.replace(params=params, opt_state=opt_state)
+
+    def minimise(
+        self,
+        loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+        *inputs: Any,
+        learning_rate: jax.Array | float,
+        weight_decay: jax.Array | float = 0.0,
+    ) -> tuple[Self, dict[str, jax.Array]]:
+        """One step down the gradient of `loss(params, *inputs) -> (scalar, metrics)`, and the metrics."""
+        gradients, metrics = jax.grad(loss, has_aux=True)(self.params, *inputs)
+        return self.descend(gradients, learning_rate, weight_decay), metrics
 
     def target(self) -> Self:
         """The same network without an optimizer: what `track` starts from."""

@@ -1,29 +1,4 @@
-"""The jitted programs of a command and the axis of runs they are mapped over.
-
-What an algorithm's agent must offer (RLPD is the example): a `PyTreeNode` with a field `config` and
-
-    prepare(config, data, task) -> prior          once, on the host: what is learnt from, a Batch of prior data or more
-    create(config, key, example, prior) -> agent  fresh, for transitions shaped like one unbatched `example`
-    sample(key, experience, prior) -> batches     the minibatches of one update; offline there is no experience (None)
-    update(batches, key, step) -> agent, metrics  all gradient steps of one step, which are counted from 1 in each
-                                                  phase; a metric that a step lacks is NaN, and means leave it out
-    enter(phase, key, prior) -> agent             what changes when a phase begins, the first one included
-    explore(observation, key) -> action           while collecting
-    act(observation) -> action                    while evaluating
-
-and, if it learns from how episodes went, `after_episode(episode) -> agent`, called after every environment step with an
-`Episode`. `prepare` is a static method, `create` a class method; all but `prepare` are pure and written for one run. An
-agent without an online phase has no use for `explore`. What differs between phases by choice of a function, an agent
-keeps as a static field, which `enter` sets: a program is compiled for each. Its Config offers
-
-    phases             pairs of name and steps, in order: environment steps in the one called "online", which comes
-                       last, else updates on the prior data; a phase of 0 steps does not take place
-    start_training     environment steps before the first online update
-    random_steps       of these, the first ones with uniformly random actions
-    uses_prior_data    whether there must be prior data
-    problem()          what is wrong with its values, in one line, or None
-    misfit(task)       and why they do not suit a task; it may be left out
-"""
+"""The jitted programs of a command, made of an Agent's methods (agent.py), and the axis of runs over which they map."""
 
 from __future__ import annotations
 
@@ -36,10 +11,9 @@ import numpy as np
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from common.agent import Metrics
 from common.errors import Refused
 from common.replay import Batch, Episode, Replay
-
-Metrics = dict[str, jax.Array]
 
 INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
@@ -81,7 +55,6 @@ class Programs:
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
 
         self.order = order = [phase for phase, _ in config.phases]
-        learns_from_episodes = hasattr(agent_class, "after_episode")
 
         def create(configs: Any, seeds: jax.Array, examples: Batch, prior: Any) -> Any:
             def one_run(config: Any, seed: jax.Array, example: Batch) -> Any:
@@ -96,9 +69,7 @@ class Programs:
             return self.over_runs(one_run)(agents, seeds)
 
         def insert(learner: Learner, transition: Batch, episode: Episode) -> Learner:
-            agent = learner.agent
-            if learns_from_episodes:
-                agent = jax.vmap(agent_class.after_episode)(agent, episode)
+            agent = jax.vmap(agent_class.after_episode)(learner.agent, episode)
             return Learner(agent, jax.vmap(Replay.insert)(learner.experience, transition))
 
         def choose(agents: Any, seeds: jax.Array, step: jax.Array, observation: jax.Array) -> jax.Array:
@@ -151,18 +122,16 @@ class Programs:
             return learner.replace(agent=agent), action, metrics
 
         def offline(
-            agents: Any, seeds: jax.Array, phase: jax.Array, first: jax.Array, steps: int, prior: Any
+            agents: Any, seeds: jax.Array, phase: jax.Array, first: jax.Array, steps: int, grouped: bool, prior: Any
         ) -> tuple[Any, Metrics]:
             """`steps` updates on prior data alone, after the phase's `first` ones."""
 
             def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
-                def update(agent: Any, step: jax.Array) -> tuple[Any, Metrics]:
-                    key = jax.random.fold_in(run_key(seed, OFFLINE, phase), step)
-                    sample_key, update_key = jax.random.split(key)
-                    return agent.update(agent.sample(sample_key, None, prior), update_key, step)
-
-                agent, metrics = jax.lax.scan(update, agent, first + 1 + jnp.arange(steps))
-                return agent, jax.tree.map(jnp.nanmean, metrics)
+                numbers = first + 1 + jnp.arange(steps)
+                key = run_key(seed, OFFLINE, phase)
+                return agent.update_offline(
+                    jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers), numbers, prior, grouped
+                )
 
             return self.over_runs(one_run)(agents, seeds)
 
@@ -188,16 +157,18 @@ class Programs:
                 donate_argnums=0,
             ),
             "offline": jax.jit(
-                lambda agents, seeds, phase, first, steps, prior: sharded(
-                    lambda a, s, n, f, p: offline(a, s, n, f, steps, p), (run, run, same, same, same), (run, run)
+                lambda agents, seeds, phase, first, steps, grouped, prior: sharded(
+                    lambda a, s, n, f, p: offline(a, s, n, f, steps, grouped, p),
+                    (run, run, same, same, same),
+                    (run, run),
                 )(agents, seeds, phase, first, prior),
-                static_argnums=4,
+                static_argnums=(4, 5),
                 donate_argnums=0,
             ),
         }
         """Name -> jitted function, with the axis filled up."""
-        self.compiled: dict[tuple[str, int], Callable] = {}
-        """Phase and steps -> the compiled program of so many offline updates."""
+        self.compiled: dict[tuple[str, int, bool], Callable] = {}
+        """Phase, steps and whether in groups -> the compiled program of so many offline updates."""
 
     def create(self, config: Any, seeds: np.ndarray, example: Batch, prior: Any) -> Any:
         """Fresh agents, from host arrays with the axis of runs and the prior data on the devices."""
@@ -253,11 +224,13 @@ class Programs:
         self, agents: Any, seeds: jax.Array, phase: str, first: int, steps: int, prior: Any
     ) -> Callable:
         """What `offline` runs with these arguments, compiled once; before its first run, so that both can be timed."""
-        if (phase, steps) not in self.compiled:
+        # Intervals of whole groups are the rule: `log_every` and `eval_every` would have to be odd to have others.
+        grouped = agents.period > 0 and first % agents.period == steps % agents.period == 0
+        if (phase, steps, grouped) not in self.compiled:
             number = np.int32(self.order.index(phase))
-            lowered = self.jitted["offline"].lower(agents, seeds, number, np.int32(first), steps, prior)
-            self.compiled[phase, steps] = lowered.compile()
-        return self.compiled[phase, steps]
+            lowered = self.jitted["offline"].lower(agents, seeds, number, np.int32(first), steps, grouped, prior)
+            self.compiled[phase, steps, grouped] = lowered.compile()
+        return self.compiled[phase, steps, grouped]
 
     def act(self, agents: Any, observations: np.ndarray) -> np.ndarray:
         """The evaluated policies' actions for observations [runs, n, o]: [runs, n, a]."""

@@ -5,6 +5,7 @@ Everything here is a pure function of one run; programs.py adds the axis of runs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import jax
@@ -25,6 +26,14 @@ class Batch(struct.PyTreeNode):
     """[...], 0 where the episode terminated, else 1: an episode cut by a time limit has mask 1."""
     next_observation: jax.Array
     """[..., observation]"""
+
+    def transitions(self) -> Batch:
+        """The same rows without what a subclass adds."""
+        return Batch(self.observation, self.action, self.reward, self.mask, self.next_observation)
+
+    def normalised(self, normal: Callable[[jax.Array], jax.Array]) -> Self:
+        """The same rows with both observations passed through `normal`."""
+        return self.replace(observation=normal(self.observation), next_observation=normal(self.next_observation))
 
 
 class Episode(struct.PyTreeNode):

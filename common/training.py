@@ -544,12 +544,11 @@ def check(request: Request, task: Task) -> None:
     """Raise Refused for what can be seen to be impossible before there are data."""
     Trackers.check(request.run)
     if request.run.dataset is not None and not request.config.uses_prior_data:
-        counts = [f"--{f.replace('_', '-')}" for f in ("offline_ratio", "offline_steps") if hasattr(request.config, f)]
         raise Refused(
-            f"--dataset {request.run.dataset}: nothing is learnt from data where {' or '.join(counts)} is 0; "
+            f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "
             "raise it, or leave the data out"
         )
-    for point in request.points() if hasattr(request.config, "misfit") else ():
+    for point in request.points():
         if why := dataclasses.replace(request.config, **point).misfit(task):
             raise Refused(why)
 
@@ -586,7 +585,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         with making(console) as progress:
             data = datasets.load(task, asked, progress)
     if request.config.uses_prior_data and data is None:
-        without = ", or learn without any: --offline-ratio 0" * hasattr(request.config, "offline_ratio")
+        without = request.config.without_data and f", or learn without any: {request.config.without_data}"
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
     card = None if data is None else cards.card(data, task)
     environments.make(task, data).close()

@@ -182,16 +182,8 @@ def test_filtered_cloning_sees_the_best_episodes_alone():
 def test_one_update_is_one_step_of_adam():
     agent, batch = make_agent("deterministic"), random_batch(3, ROWS)
     gradient = jax.grad(lambda p: agent.loss(p, batch, KEY)[0])(agent.policy.params)
-    after, metrics = agent.update(batch, KEY, jnp.int32(1))
+    after, metrics = agent.update_once(batch, KEY, jnp.int32(1))
     for old, slope, new in zip(*(jax.tree.leaves(x) for x in (agent.policy.params, gradient, after.policy.params)),
                                strict=True):  # fmt: skip
         np.testing.assert_allclose(new, old - 3e-4 * slope / (np.abs(slope) + 1e-8), rtol=1e-3, atol=1e-6)
     assert metrics.keys() == {"loss"}
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [({"top_fraction": 0.0}, "--top-fraction"), ({"bins": 1}, "--bins"), ({"offline_steps": 0}, "--offline-steps")],
-)
-def test_impossible_values_are_named(values, told):
-    assert told in Config(**values).problem()

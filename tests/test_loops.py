@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ def test_a_collector_continues_from_its_state():
     other = Collector(Counter, TASK, [4, 9])
     other.restore(arrays, progress, pytest.fail)
     for _ in range(9):
-        jax.tree.map(np.testing.assert_array_equal, collector.step(actions), other.step(actions))
+        chex.assert_trees_all_equal(collector.step(actions), other.step(actions))
     assert collector.report() == other.report()
 
 
@@ -172,7 +173,7 @@ def test_processes_play_the_same_episodes(workers):
         for step in (0, 10):
             expected, outcomes = (evaluator(grasping, [3, 8], step) for evaluator in (alone, together))
             for one, other in zip(expected, outcomes, strict=True):
-                jax.tree.map(np.testing.assert_array_equal, vars(one), vars(other))
+                chex.assert_trees_all_equal(vars(one), vars(other))
         assert len({group._process.pid for group, _ in together.groups}) == workers
         assert all(group._process.poll() is None for group, _ in together.groups)
         shares = [len(range(*share.indices(10))) for _, share in together.groups]
@@ -228,7 +229,7 @@ def test_an_evaluation_outlives_the_processes_that_play_it():
         return grasping(observations)
 
     outcomes = evaluator(act, [3, 8], 0)
-    jax.tree.map(np.testing.assert_array_equal, [vars(x) for x in expected], [vars(x) for x in outcomes])
+    chex.assert_trees_all_equal([vars(x) for x in expected], [vars(x) for x in outcomes])
     assert said == ["a process that plays episodes has ended with status -9; evaluation goes on in this one"]
     evaluator(grasping, [3, 8], 1)
     assert len(said) == 1

@@ -72,7 +72,7 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     programs = sessions[0].programs
     sizes = {k: p._cache_size() for k, p in programs.jitted.items()}
     assert sizes == {"create": 1, "offline": 0, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
-    assert list(programs.compiled) == [("offline", 5)]
+    assert list(programs.compiled) == [("offline", 5, False)]
 
 
 def test_both_phases_are_marked_and_the_switch_is_measured(both):

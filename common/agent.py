@@ -1,0 +1,276 @@
+"""What an algorithm file fills in: a Config, its hyperparameters, and an Agent, which is one immutable pytree.
+
+An agent's methods are pure and written for one run: programs.py jits them and adds the axis of runs, training.py calls
+them in this order.
+
+    prepare         once, on the host: the data as the algorithm learns from them
+    create          a fresh agent
+    enter           when a phase begins, the first one included
+    offline         sample, update                                                   one call for many steps
+    online          after_episode, sample, update, explore                           one call per environment step
+    act             in evaluations
+
+Four have no default: `create`, `act`, one `*_loss` per equation of the paper, and `update_once`, the algorithm box. An
+algorithm whose gradient steps are not all alike overrides `update`. What differs between phases by choice of a function
+depends on the static `self.phase`: a program is compiled for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from common import replay
+from common.replay import Batch, Episode, Replay
+
+if TYPE_CHECKING:  # an agent acts where there are no data, and no libraries that read them
+    from common.datasets import Dataset
+    from common.tasks import Task
+
+Metrics = dict[str, jax.Array]
+"""Of a gradient step: a number [] each; NaN where the step has no such number, and means leave it out."""
+
+INTERVALS = {
+    "learning_rate": "[0, inf)",
+    "discount": "[0, 1]",
+    "target_rate": "(0, 1]",
+    "weight_decay": "[0, inf)",
+    "dropout": "[0, 1)",
+    "noise": "[0, inf)",
+    "noise_clip": "[0, inf)",
+}
+"""Where hyperparameters lie that mean the same in every algorithm, by how their names end."""
+
+
+def traced(default: float, interval: str) -> Any:
+    """A number of a Config that lies in an interval, written as "[0, 1)"."""
+    return struct.field(default=default, metadata={"interval": interval})
+
+
+def static(default: Any, interval: str | None = None) -> Any:
+    """A field of a Config that is fixed when the program is compiled although it is a float, or has an interval."""
+    return struct.field(default=default, pytree_node=False, metadata={"interval": interval} if interval else None)
+
+
+class Hyperparameters(struct.PyTreeNode):
+    """A Config: one hyperparameter a line, its name and default, and in a comment behind it, its `--help`.
+
+    Fields annotated `float` are traced, so that a grid of them is one axis of runs. All others are static: counts,
+    shapes, choices, and what is marked so. `problem` knows the intervals of INTERVALS and of `traced` and `static`;
+    other floats are finite, counts at least 1, or at least 0 where 0 is the default.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        for name, kind in inspect.get_annotations(cls).items():
+            default = cls.__dict__[name]
+            if not isinstance(default, dataclasses.Field):
+                setattr(cls, name, struct.field(default=default, pytree_node=kind in ("float", float)))
+        super().__init_subclass__(**keywords)
+
+    @property
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Names and steps, in order: environment steps "online", which is last, else updates; 0 steps: no phase."""
+        return tuple((phase, getattr(self, f"{phase}_steps", 0)) for phase in ("offline", "online"))
+
+    start_training = 0
+    """Environment steps before the first update online; not a field, unless an algorithm makes it one."""
+
+    without_data = ""
+    """The flags with which the algorithm learns without prior data; none if it cannot."""
+
+    @property
+    def random_steps(self) -> int:
+        """Of `start_training`, the first steps with uniformly random actions."""
+        return self.start_training
+
+    @property
+    def uses_prior_data(self) -> bool:
+        """Whether there must be prior data."""
+        return any(steps for phase, steps in self.phases if phase != "online")
+
+    def problem(self) -> str | None:
+        """What is wrong with these values, in one line."""
+        for field in dataclasses.fields(self):
+            interval, value = interval_of(field), getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if interval and not contains(interval, number):
+                    return f"--{field.name.replace('_', '-')} must {in_words(interval, number)}, not {number}"
+        if not any(steps for _, steps in self.phases):
+            counts = (f.name.replace("_", "-") for f in dataclasses.fields(self) if f.name.endswith("steps"))
+            return f"there is no step to learn at: raise one of {', '.join(f'--{name}' for name in counts)}"
+        return self.conflict()
+
+    def conflict(self) -> str | None:
+        """Which values do not go together, in one line."""
+        return None
+
+    def misfit(self, task: Task) -> str | None:
+        """Why these values do not suit a task, in one line."""
+        return None
+
+
+def interval_of(field: dataclasses.Field) -> str | None:
+    """Where the values of a Config's field lie; None for flags and choices."""
+    named = (interval for ending, interval in INTERVALS.items() if field.name.endswith(ending))
+    known = field.metadata.get("interval") or next(named, None)
+    example = field.default[0] if isinstance(field.default, tuple) else field.default
+    if known or isinstance(example, bool | str):
+        return known
+    if isinstance(example, float):
+        return "(-inf, inf)"
+    return "[0, inf)" if example == 0 else "[1, inf)"
+
+
+def contains(interval: str, number: float) -> bool:
+    """Whether a number lies in an interval, written as "[0, 1)"; NaN lies in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= number if interval[0] == "[" else low < number
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
+
+def in_words(interval: str, number: float) -> str:
+    """What a number that does not lie in an interval must do."""
+    low, high = interval[1:-1].split(", ")
+    if not math.isfinite(number):
+        return "be finite"
+    if high == "inf":
+        return f"be {'at least' if interval[0] == '[' else 'above'} {low}"
+    return f"lie in {interval}"
+
+
+class Agent(struct.PyTreeNode):
+    """Configuration, networks, and whatever else changes while one run learns."""
+
+    config: Any
+    phase: str = struct.field(default="", pytree_node=False, kw_only=True)
+
+    @staticmethod
+    def prepare(config: Any, data: Dataset, task: Task) -> Any:
+        """The prior data, host arrays [n, ...]: as they are; an algorithm may return more, or other rows."""
+        return data.batch(task)
+
+    @classmethod
+    def create(cls, config: Any, key: jax.Array, example: Batch, prior: Any) -> Self:
+        """A fresh agent for transitions shaped like one unbatched `example`; `prior` is None without prior data."""
+        raise NotImplementedError
+
+    def enter(self, phase: str, key: jax.Array, prior: Any) -> Self:
+        """The agent as a phase begins: networks and optimisers as they are."""
+        return self.replace(phase=phase)
+
+    def act(self, observation: jax.Array) -> jax.Array:
+        """The evaluated policy: observations [..., observation] to actions [..., action]."""
+        raise NotImplementedError
+
+    def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """The collecting policy: the evaluated one, where an algorithm has no other."""
+        return self.act(observation)
+
+    def sample(self, key: jax.Array, experience: Replay | None, prior: Any) -> Batch:
+        """The minibatches of one update, arrays [steps, batch_size, ...], drawn uniformly: offline one, of the data;
+        online `utd`, of the data and the experience together."""
+        c = self.config
+        if experience is None:
+            return replay.sample(key, prior, prior.reward.shape[0], (1, c.batch_size))
+        if prior is None:
+            return replay.sample(key, experience.rows, experience.size, (c.utd, c.batch_size))
+        return replay.sample_union(key, experience, prior.transitions(), c.utd, c.batch_size)
+
+    def update_once(self, batch: Batch, key: jax.Array, number: jax.Array) -> tuple[Self, Metrics]:
+        """The algorithm box: gradient step `number`, counted from 1 in each phase, on a minibatch [batch_size, ...]."""
+        raise NotImplementedError
+
+    period = 0
+    """Gradient steps from one delayed step to the next; 0: there is none."""
+
+    def update_delayed(self, batch: Batch) -> tuple[Self, Metrics]:
+        """What follows every `period`-th gradient step, on its minibatch [batch_size, ...]."""
+        raise NotImplementedError
+
+    def update(self, batches: Batch, key: jax.Array, step: jax.Array) -> tuple[Self, Metrics]:
+        """All gradient steps of step `step`, counted from 1 in each phase: one per minibatch."""
+        count = batches.reward.shape[0]
+        numbers = (step - 1) * count + 1 + jnp.arange(count)
+        agent, metrics = self.gradient_steps(batches, jax.random.split(key, count), numbers)
+        return agent, jax.tree.map(jnp.nanmean if self.period > 1 else jnp.mean, metrics)
+
+    def update_offline(self, keys: jax.Array, steps: jax.Array, prior: Any, grouped: bool) -> tuple[Self, Metrics]:
+        """Steps [n] on prior data alone, with a key each [n], and the means of their metrics.
+
+        With `grouped`, which `n` must be a multiple of `period` for, and the step before the first one too, every
+        `period` steps are compiled as one, which is known to end in a delayed step.
+        """
+
+        def one(agent: Self, x: tuple) -> tuple[Self, Metrics]:
+            sample_key, update_key = jax.random.split(x[0])
+            return agent.update(agent.sample(sample_key, None, prior), update_key, x[1])
+
+        def group(agent: Self, x: tuple) -> tuple[Self, Metrics]:
+            sample_keys, update_keys = jnp.moveaxis(jax.vmap(jax.random.split)(x[0]), 1, 0)
+            batches = jax.vmap(lambda key: jax.tree.map(lambda x: x[0], agent.sample(key, None, prior)))(sample_keys)
+            return agent.gradient_steps(batches, jax.vmap(lambda key: jax.random.split(key, 1)[0])(update_keys), x[1])
+
+        if grouped:
+            agent, metrics = jax.lax.scan(group, self, (grouping(keys, self.period), grouping(steps, self.period)))
+        else:
+            agent, metrics = jax.lax.scan(one, self, (keys, steps))
+        return agent, jax.tree.map(lambda x: jnp.nanmean(x.ravel()), metrics)
+
+    def gradient_steps(self, batches: Batch, keys: jax.Array, numbers: jax.Array) -> tuple[Self, Metrics]:
+        """Gradient steps of these consecutive numbers [steps] on minibatches [steps, batch_size, ...]: the agent, and
+        the metrics of each [steps].
+
+        As many as a multiple of `period` begin just after a delayed step. They are compiled in groups of `period`, of
+        which each is known to end in one: to decide it at run time would make an accelerator wait for the host.
+        """
+        period, count = self.period, numbers.shape[0]
+
+        def delayed(agent: Self, batch: Batch) -> tuple[Self, Metrics]:
+            return agent.update_delayed(batch)
+
+        def wait(agent: Self, batch: Batch) -> tuple[Self, Metrics]:
+            metrics = jax.eval_shape(delayed, agent, batch)[1]
+            return agent, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
+
+        def one(agent: Self, x: tuple) -> tuple[Self, Metrics]:
+            batch, key, number = x
+            agent, metrics = agent.update_once(batch, key, number)
+            if not period:
+                return agent, metrics
+            agent, more = jax.lax.cond(number % period == 0, delayed, wait, agent, batch)
+            return agent, metrics | more
+
+        def group(agent: Self, xs: tuple) -> tuple[Self, Metrics]:
+            rows = []
+            for place in range(period):
+                batch, key, number = jax.tree.map(lambda x, i=place: x[i], xs)
+                agent, metrics = agent.update_once(batch, key, number)
+                agent, more = (delayed if place == period - 1 else wait)(agent, batch)
+                rows.append(metrics | more)
+            return agent, jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+        steps = batches, keys, numbers
+        if not period or count % period:
+            return jax.lax.scan(one, self, steps)
+        agent, metrics = jax.lax.scan(group, self, jax.tree.map(lambda x: grouping(x, period), steps))
+        return agent, jax.tree.map(jnp.ravel, metrics)
+
+    def after_episode(self, episode: Episode) -> Self:
+        """After every environment step: what an algorithm learns from how its episodes go."""
+        return self
+
+
+def grouping(steps: jax.Array, size: int) -> jax.Array:
+    """Arrays [steps, ...] as [groups, size, ...]."""
+    return steps.reshape(-1, size, *steps.shape[1:])
+
+
+def scaled(loss: jax.Array) -> jax.Array:
+    """A loss divided by its own size: 1 or -1, with the gradient of log |loss|, signed."""
+    return loss / jax.lax.stop_gradient(jnp.abs(loss))
