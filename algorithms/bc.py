@@ -19,7 +19,7 @@ evaluation can be repeated.
 %BC (Chen et al., 2021).
 
 Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 54, halfcheetah-medium 42, antmaze-umaze 55;
-hopper-medium-replay 30, and 70 with its best tenth.
+hopper-medium-replay 30, and 70 with its best tenth, which there is one of trajectories.
 
 Measured, on this project's recipe data, three seeds: hopper-medium-replay 12, and 86 with its best tenth
 (benchmarks/results/local.csv); antmaze-umaze 83 and antmaze-umaze-diverse 55 (antmaze_offline.csv).

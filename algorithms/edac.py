@@ -1,7 +1,7 @@
 """EDAC and SAC-N: soft actor-critic from data alone, kept pessimistic by the minimum over many critics.
 
 An, Moon, Kim & Song, "Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble", NeurIPS 2021
-(arXiv:2110.01548). Per step, in this order,
+(arXiv:2110.01548). Per step, in the order of CORL's code and of "First Imitate",
 
     min_alpha  log(alpha) (mean_b H - H_target),  H = -log pi(a~|s),  H_target = -|A|        EDAC.temperature_loss
     L_pi = mean_b [ alpha log pi(a~|s) - min_j Q_j(s, a~) ]                                  EDAC.actor_loss
@@ -11,10 +11,11 @@ An, Moon, Kim & Song, "Uncertainty-Based Offline Reinforcement Learning with Div
 
 and one step of the targets. a~ and a' are sampled from pi, j runs over all N critics, m is the mask, 0 where an episode
 terminated. The second line of L_Q keeps the critics from agreeing on where the value falls, so that fewer of them are
-needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. N and eta are those of
-the configurations of "First Imitate", below, which equal CORL's except for pen-expert (eta 10 there), or CORL's
-(door-expert, relocate-expert). SAC-N's N are CORL's, or OfflineRL-Lib's (random and expert locomotion). For Adroit, the
-authors' README has a tenth of the actor's learning rate, rewards of mean 0 and deviation 1, and 200,000 steps.
+needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. In locomotion and
+Adroit, N and eta are those of the configurations of "First Imitate", below, which equal CORL's except for pen-expert
+(eta 10 there), or CORL's (door-expert, relocate-expert); SAC-N's N are CORL's, or OfflineRL-Lib's (random and expert
+locomotion). On AntMaze, EDAC's N and eta are CORL's, 10 and 1. For Adroit, the authors' README has a tenth of the
+actor's learning rate, rewards of mean 0 and deviation 1, and 200,000 steps.
 
 `--pretrain-steps N` is the maximum-entropy form of Jelley et al., "Efficient Offline Reinforcement Learning: First
 Imitate, then Improve" (2024): first, half of N steps of cloning with an entropy bonus, alpha adapted as above,
@@ -28,17 +29,22 @@ then, for the other half, the critics learn soft returns of the data under the c
 
 where nothing follows a termination, and the last reward and entropy of an episode that did not terminate go on for
 ever. `--cloning w` is their hybrid for Adroit: L_pi / |L_pi| + w C / |C| with C = mean_b (a~ - a)^2, the sizes without
-gradient. `--layer-norm` puts LayerNorm into all networks, which they advise. Presets `imitate-first` and
-`imitate-first-adroit` hold these settings, with one learning rate and rewards as they are.
+gradient. `--layer-norm` puts LayerNorm into all networks, which they advise. Presets `imitate-first`, which knows their
+steps of every data set and their N and eta of antmaze-umaze, and `imitate-first-adroit` hold these settings, with one
+learning rate and rewards as they are.
 
 `--online-steps N` goes on in the environment, minibatches drawn uniformly from data and experience together.
 
-Differences. Xavier-uniform kernels and no initial biases. One sample a~ serves temperature and actor. The sum over
-pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2. On pen-cloned, An et al. take the greatest value of ten
-sampled actions for a target, by the critics themselves and without entropy (`--max_q_backup`); here it is y. An episode
-that a time limit cut does not terminate anything here; in the code of "First Imitate" it does. That code divides the
-hybrid's loss by its signed value, which turns the actor against its critics where the loss is negative; it leaves the
-entropies that would follow out of the last row's return, and its LayerNorm has no parameters.
+Differences. Hidden layers begin Xavier-uniform and without biases; the last ones begin as theirs, within 0.003 of 0 in
+critics and 0.001 in the actor. An et al. take all gradients before the first step. Their densities, and CORL's, have
+1e-6 inside log(1 - a^2 + 1e-6); here they are exact. One sample a~ serves temperature and actor, as in An et al.; CORL
+draws two. The sum over pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2. On pen-cloned, An et al. take
+the greatest value of ten sampled actions for a target, by the critics themselves and without entropy
+(`--max_q_backup`); here it is y. AntMaze's rewards are -1 per step here, 0 and 1 in CORL. The code of "First Imitate"
+has an episode that a time limit cut terminate, divides the hybrid's loss by its signed value, which turns the actor
+against its critics where the loss is negative, leaves the entropies that would follow out of the last row's return,
+clones actions of +-1 as 1 - 1e-6, here 1 - 1e-5, and has LayerNorm without parameters and with an epsilon of 1e-5, here
+1e-6.
 
 Published, on D4RL's -v2 data (final scores, CORL's README), EDAC and SAC-N: hopper-medium 102 and 41,
 halfcheetah-medium 68 and 68, walker2d-medium 93 and 87.
@@ -141,7 +147,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imitate-first": FIRST,
     "imitate-first-adroit": FIRST | {"pretrain_steps": 200_000, "offline_steps": 100_000, "cloning": 1.0},
 } | {
-    # By algorithm and task: laid over the algorithm's.
+    # By algorithm and task: laid over the algorithm's. The authors count imitation among their steps.
+    "imitate-first/antmaze-umaze": {"ensemble": 50, "eta": 10.0},
+    **{
+        f"imitate-first/{body}-{quality}": {"offline_steps": steps}
+        for bodies, qualities, steps in (
+            (["halfcheetah"], ["medium", "medium-replay"], 980_000),
+            (["hopper"], ["medium", "medium-replay"], 2_980_000),
+            (["walker2d"], ["medium", "medium-replay"], 11_980_000),
+            (["halfcheetah", "hopper", "walker2d"], ["random", "medium-expert", "expert"], 2_980_000),
+            (["pen", "door", "hammer", "relocate"], ["human", "cloned", "expert"], 280_000),
+        )
+        for body in bodies
+        for quality in qualities
+    },
+} | {
     f"sac-n/{body}-{quality}": {"ensemble": members}
     for body, sizes in SAC_N.items() for quality, members in zip(QUALITIES, sizes, strict=True)
 } | {
@@ -191,8 +211,8 @@ class EDAC(Agent):
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key, temperature_key = jax.random.split(key, 3)
         normal = Normaliser.of(prior.observation, config.normalise)
-        policy = TanhNormalActor(config.hidden, example.action.shape[-1], config.layer_norm, least_log_std=-5.0)
-        module = Critic(config.hidden, config.layer_norm)
+        policy = TanhNormalActor(config.hidden, example.action.shape[-1], config.layer_norm, -5.0, last_bound=1e-3)
+        module = Critic(config.hidden, config.layer_norm, last_bound=3e-3)
         critic = Ensemble.create(module, critic_key, example.observation, example.action, members=config.ensemble)
         return cls(
             config, normal, jnp.zeros_like(prior.reward) if config.pretrain_steps else None,
@@ -284,7 +304,7 @@ class EDAC(Agent):
         loss = jnp.square(q - self.target(batch, key)).mean(axis=-1).sum()
         return loss + diversity, {"critic_loss": loss} | metrics
 
-    def returns_loss(self, params: Parameters, batch: Rows, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def returns_loss(self, params: Parameters, batch: Rows) -> tuple[jax.Array, Metrics]:
         """Imitation: squared error to the soft returns, averaged over the critics, and the diversity term."""
         q, diversity, metrics = self.values(params, batch)
         chex.assert_equal_shape((batch.reward, batch.return_to_go))
@@ -306,8 +326,8 @@ class EDAC(Agent):
 
     def update_critic(self, batch: Batch, key: jax.Array) -> tuple[Self, Metrics]:
         """One step of all critics, and one of their targets towards them."""
-        loss = self.returns_loss if self.phase == "returns" else self.critic_loss
-        critic, metrics = self.critic.minimise(loss, batch, key, learning_rate=self.config.learning_rate)
+        loss, inputs = (self.returns_loss, (batch,)) if self.phase == "returns" else (self.critic_loss, (batch, key))
+        critic, metrics = self.critic.minimise(loss, *inputs, learning_rate=self.config.learning_rate)
         return self.replace(
             critic=critic, target_critic=self.target_critic.track(critic, self.config.target_rate)
         ), metrics

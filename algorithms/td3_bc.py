@@ -33,10 +33,13 @@ term of imitation. Presets `imitate-first`, which knows their alpha and steps of
 `--online-steps N` goes on in the environment, with minibatches drawn uniformly from data and experience together and
 Gaussian noise on the actions, cloning with weight `--online-cloning`: 1 is TD3+BC, 0 is TD3-ft.
 
-Differences. Xavier-uniform kernels. An episode that a time limit cut does not terminate anything here; in the code of
-"First Imitate" it does. Their LayerNorm has no parameters, their actor a third layer (`--actor-hidden 256 256 256`).
-They divide C by its signed value, which pulls it up to 0 where it is negative; here it goes on falling. Each of their
-phases has its own w, and where that is 0 after imitation, L_Q is left undivided.
+Differences. Xavier-uniform kernels without biases, where PyTorch's begin with some: a fresh critic's values deviate by
+0.23 instead of 0.07. AntMaze's rewards are -1 per step here, 0 and 1 in both authors' code (but for umaze and
+large-play in "First Imitate", which normalises observations there, too). An episode that a time limit cut does not
+terminate anything here; in the code of "First Imitate" it does. Their LayerNorm has no parameters and an epsilon of
+1e-5, here 1e-6; their actor has a third layer (`--actor-hidden 256 256 256`). They divide C by its signed value, which
+pulls it up to 0 where it is negative; here it goes on falling. Each of their phases has its own w, and where that is 0
+after imitation, L_Q is left undivided.
 
 Published, on D4RL's -v2 data: hopper-medium 60, halfcheetah-medium 48, walker2d-medium 83 (final scores, CORL's
 README); hopper-medium 98 with imitation first and LayerNorm (logs of "First Imitate").

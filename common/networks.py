@@ -118,15 +118,25 @@ normalised_relu.defvjp(_normalised_relu_forward, _normalised_relu_backward)
 
 
 class Dense(nn.Module):
-    """A linear layer with Xavier-uniform kernel; the parameters are those of `nn.Dense`."""
+    """A linear layer, by default with Xavier-uniform kernel and no bias; the parameters are those of `nn.Dense`."""
 
     features: int
+    bound: float | None = None
+    """Kernel and bias begin uniform in +-bound instead."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., features]."""
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
-        return affine(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        of_kernel, of_bias = nn.initializers.xavier_uniform(), nn.initializers.zeros
+        if self.bound is not None:
+            of_kernel = of_bias = within(self.bound)
+        kernel = self.param("kernel", of_kernel, (x.shape[-1], self.features))
+        return affine(x, kernel, self.param("bias", of_bias, (self.features,)))
+
+
+def within(bound: float) -> nn.initializers.Initializer:
+    """An initialiser: uniform in +-bound."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class LayerNormReLU(nn.Module):
@@ -162,12 +172,14 @@ class Critic(nn.Module):
     hidden: Sequence[int]
     layer_norm: bool = False
     dropout: float = 0.0
+    last_bound: float | None = None
+    """Of the last layer: see `Dense`."""
 
     @nn.compact
     def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
         """Observation [..., o] and action [..., a] to a value [...]."""
         features = MLP(self.hidden, self.layer_norm, self.dropout)(jnp.concatenate([observation, action], -1))
-        return Dense(1)(features).squeeze(-1)
+        return Dense(1, self.last_bound)(features).squeeze(-1)
 
     def layers(self, params: Parameters) -> Layers:
         """The affine layers, from the input to the value."""
@@ -278,12 +290,14 @@ class TanhNormalActor(nn.Module):
     action_dim: int
     layer_norm: bool = False
     least_log_std: float = -20.0
+    last_bound: float | None = None
+    """Of the last layers: see `Dense`."""
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> TanhNormal:
         """Observation [..., o] to a distribution over actions [..., action_dim]."""
         features = MLP(self.hidden, self.layer_norm)(observation)
-        mean, log_std = Dense(self.action_dim)(features), Dense(self.action_dim)(features)
+        mean, log_std = (Dense(self.action_dim, self.last_bound)(features) for _ in range(2))
         return TanhNormal(mean, log_std.clip(self.least_log_std, 2.0))
 
 

@@ -34,7 +34,7 @@ from common.tasks import Task
 ACTION_LIMIT = 10.0
 """Actions beyond it, brought to the environment's [-1, 1], are no actions of this environment."""
 ACTION_MARGIN = 1e-5
-"""Batches hold actions in +-(1 - margin), where a tanh policy has a finite log-density; every author's code does so."""
+"""Batches hold actions in +-(1 - margin), where a tanh policy has a finite log-density, as in RLPD's and IQL's code."""
 _ARRAYS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
 
 
