@@ -120,7 +120,7 @@ class Session:
         runs = len(self.seeds)
 
         sizes = () if data is None else (data.observation.shape[1], data.action.shape[1])
-        make = functools.partial(environments.open_named, task.name, *sizes)
+        make = functools.partial(environments.make_named, task.name, *sizes)
         environment = make()
         environment.close()
         self.horizon = environment.horizon
@@ -589,7 +589,8 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         without = ", or learn without any: --offline-ratio 0" * hasattr(request.config, "offline_ratio")
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
     card = None if data is None else cards.card(data, task)
-    environments.make(task, data).close()
+    environment = environments.make(task) if data is None else datasets.environment_of(task, data)
+    environment.close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
     if directory is None:
