@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset, transforms
 from common.networks import MLP, Dense, Network, Normal, Normaliser, Parameters
 from common.replay import Batch, Replay
@@ -314,4 +314,4 @@ class BC(struct.PyTreeNode):
 
 
 if __name__ == "__main__":
-    training.main(BC, Config, PRESETS)
+    command.main(BC, Config, PRESETS)

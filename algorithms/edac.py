@@ -58,7 +58,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
@@ -391,4 +391,4 @@ def scaled(loss: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    training.main(EDAC, Config, PRESETS)
+    command.main(EDAC, Config, PRESETS)

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset, transforms
 from common.networks import Critic, Ensemble, Network, NormalActor, Parameters, Value
 from common.replay import Batch, Replay
@@ -219,4 +219,4 @@ class IQL(struct.PyTreeNode):
 
 
 if __name__ == "__main__":
-    training.main(IQL, Config, PRESETS)
+    command.main(IQL, Config, PRESETS)

@@ -52,7 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
 from common.replay import Batch, Episode, Replay
@@ -331,4 +331,4 @@ class REDQAdaptiveBC(struct.PyTreeNode):
 
 
 if __name__ == "__main__":
-    training.main(REDQAdaptiveBC, Config, PRESETS)
+    command.main(REDQAdaptiveBC, Config, PRESETS)

@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
@@ -272,4 +272,4 @@ class RLPD(struct.PyTreeNode):
 
 
 if __name__ == "__main__":
-    training.main(RLPD, Config, PRESETS)
+    command.main(RLPD, Config, PRESETS)

@@ -60,7 +60,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.special import logsumexp
 
-from common import replay, training
+from common import command, replay
 from common.datasets import Dataset, transforms
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Normaliser, Parameters
 from common.replay import Batch, Replay
@@ -342,4 +342,4 @@ def scaled(loss: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    training.main(TD3BC, Config, PRESETS)
+    command.main(TD3BC, Config, PRESETS)

@@ -29,7 +29,7 @@ from common.datasets import cards
 from common.errors import Refused, exiting
 from common.machine import cores
 from common.recipes import antmaze, mazes
-from common.runs import making
+from common.terminal import making
 
 MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
 RECIPES = tuple(name for name in recipes.names() if name.startswith("antmaze"))

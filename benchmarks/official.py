@@ -36,7 +36,8 @@ from common import datasets, recipes, tasks
 from common.datasets import Dataset, cards
 from common.errors import Refused, exiting
 from common.evaluation import Evaluator
-from common.runs import Table, making, write_json
+from common.runs import Table, write_json
+from common.terminal import making
 
 ROOT = Path(__file__).parents[1]
 SIDES = {"corl": ("td3_bc", "TD3+BC", "CORL"), "iql": ("iql", "IQL", "its authors")}

@@ -10,8 +10,8 @@ share whatever the machine does meanwhile. A ratio is the median over rounds of 
 together, over theirs, of one. All have the same networks (two layers of 256; RLPD three, and ten critics; EDAC three,
 and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size, but for RLPD's
 authors, who get the same minibatches again and again and are spared the drawing; what is counted is critic steps, or
-the actor's where there is no critic. Ours are the programs of training.py: whole intervals of the
-offline phase; for rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
+the actor's where there is no critic. Ours are those of programs.py: whole intervals of the offline phase; for rlpd.py
+and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
 
 Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
 that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
