@@ -288,12 +288,10 @@ class Ours:
     def memory(self) -> int | None:
         """Bytes that the program holds on each device, data included; None where XLA does not tell."""
         if self.online:
-            learner, seeds, step, *played, prior = self.arguments(1)
-            played = self.programs.fill(tuple(played))
-            program = self.programs.jitted["learn"].lower(learner, seeds, np.int32(step), *played, prior).compile()
+            program = self.programs.learn.compile(*self.arguments(1))
         else:
             arguments = self.learner.agent, self.seeds, "offline", 0, self.updates, self.prior
-            program = self.programs.compile_offline(*arguments)  # as it is held already
+            program = self.programs.offline.compile(*arguments)
         used = program.memory_analysis()
         if used is None:
             return None

@@ -56,7 +56,7 @@ class Result(NamedTuple):
     folder: Path
     """The run directory."""
     summary: dict[str, Any] | None
-    """What stands in summary.json; None where the session was interrupted."""
+    """What stands in summary.json, with nan where that has null; None where the session was interrupted."""
     status: int
     """The exit status: 0, or 128 and the number of the signal that has interrupted it."""
 
@@ -191,7 +191,7 @@ class Session:
             steps = min(total, *((first // every + 1) * every for every in (run.log_every, run.eval_every))) - first
             arguments = (self.learner.agent, self.device_seeds, phase, first, steps, self.prior)
             start = time.perf_counter()
-            programs.compile_offline(*arguments)
+            programs.offline.compile(*arguments)
             progress.compile_seconds += time.perf_counter() - start
             start = time.perf_counter()
             agent, metrics = programs.offline(*arguments)

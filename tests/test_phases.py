@@ -12,6 +12,7 @@ from rich.console import Console
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
+from common.programs import Program
 
 COMMON = (
     "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
@@ -70,9 +71,9 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     assert sessions[0].learner.experience is None
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
     programs = sessions[0].programs
-    sizes = {k: p._cache_size() for k, p in programs.jitted.items()}
+    sizes = {name: p.jitted._cache_size() for name, p in vars(programs).items() if isinstance(p, Program)}
     assert sizes == {"create": 1, "offline": 0, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
-    assert list(programs.compiled) == [("offline", 5)]
+    assert list(programs.offline.compiled) == [("offline", 5)]
 
 
 def test_both_phases_are_marked_and_the_switch_is_measured(both):
