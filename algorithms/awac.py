@@ -33,7 +33,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import training
+from common import command
 from common.agent import Agent, Hyperparameters, Metrics, traced
 from common.networks import Critic, Ensemble, Network, NormalActor, Normaliser, Parameters
 from common.replay import Batch, Replay
@@ -145,4 +145,4 @@ class AWAC(Agent):
 
 
 if __name__ == "__main__":
-    training.main(AWAC, Config, PRESETS)
+    command.main(AWAC, Config, PRESETS)

@@ -37,7 +37,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import training
+from common import command
 from common.agent import Agent, Hyperparameters, Metrics, static
 from common.datasets import Dataset, transforms
 from common.networks import MLP, Dense, Network, Normal, Normaliser, Parameters
@@ -274,4 +274,4 @@ class BC(Agent):
 
 
 if __name__ == "__main__":
-    training.main(BC, Config, PRESETS)
+    command.main(BC, Config, PRESETS)

@@ -64,7 +64,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import training
+from common import command
 from common.agent import Agent, Hyperparameters, Metrics, scaled, static, traced
 from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
@@ -363,4 +363,4 @@ def soft_returns(
 
 
 if __name__ == "__main__":
-    training.main(EDAC, Config, PRESETS)
+    command.main(EDAC, Config, PRESETS)

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from common import training
+from common import command
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.datasets import Dataset, transforms
 from common.networks import Critic, Ensemble, Network, NormalActor, Parameters, Value
@@ -180,4 +180,4 @@ class IQL(Agent):
 
 
 if __name__ == "__main__":
-    training.main(IQL, Config, PRESETS)
+    command.main(IQL, Config, PRESETS)

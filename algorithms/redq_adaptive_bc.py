@@ -55,7 +55,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import replay, training
+from common import command, replay
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
 from common.replay import Batch, Episode, Replay
@@ -277,4 +277,4 @@ class REDQAdaptiveBC(Agent):
 
 
 if __name__ == "__main__":
-    training.main(REDQAdaptiveBC, Config, PRESETS)
+    command.main(REDQAdaptiveBC, Config, PRESETS)

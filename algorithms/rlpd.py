@@ -46,7 +46,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import replay, training
+from common import command, replay
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch, Replay
@@ -230,4 +230,4 @@ class RLPD(Agent):
 
 
 if __name__ == "__main__":
-    training.main(RLPD, Config, PRESETS)
+    command.main(RLPD, Config, PRESETS)

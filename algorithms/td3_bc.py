@@ -63,7 +63,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from common import training
+from common import command
 from common.agent import Agent, Hyperparameters, Metrics, scaled, traced
 from common.datasets import Dataset, transforms
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Normaliser, Parameters
@@ -292,4 +292,4 @@ class TD3BC(Agent):
 
 
 if __name__ == "__main__":
-    training.main(TD3BC, Config, PRESETS)
+    command.main(TD3BC, Config, PRESETS)

@@ -29,7 +29,7 @@ from common.datasets import cards
 from common.errors import Refused, exiting
 from common.machine import cores
 from common.recipes import antmaze, mazes
-from common.runs import making
+from common.terminal import making
 
 MAZES = ("antmaze-umaze", "antmaze-medium-play", "antmaze-large-play")
 RECIPES = tuple(name for name in recipes.names() if name.startswith("antmaze"))
@@ -68,7 +68,7 @@ def ants(episodes: int, console: Console) -> list[dict]:
     """What random actions do to either ant in the U."""
     rows = []
     for ant, size in (("D4RL's", 29), ("Gymnasium's", 31)):
-        environment = environments.open_form(tasks.find("antmaze-umaze"), size)
+        environment = environments.make(tasks.find("antmaze-umaze"), size)
         overturned = np.zeros((episodes, environment.horizon), bool)
         for number in range(episodes):
             environment.reset(number)
@@ -126,7 +126,7 @@ def describe(name: str, size: int | None, console: Console) -> tuple[dict, np.nd
         identifier = recipes.make(name, size, progress=progress)
     data = datasets.load(task, f"minari:{identifier}")
     card = cards.card(data, task)
-    environment = environments.make(task, data)
+    environment = datasets.environment_of(task, data)
     episodes = [episode.observations for episode in minari.load_dataset(identifier).iterate_episodes()]
     passing = np.mean([environment.reached(o[:-1], o[1:]).any() for o in episodes])
     row = {

@@ -70,10 +70,10 @@ def main(asked: Evaluations) -> None:
     if problem := asked.problem():
         raise Refused(problem)
     task = tasks.find(asked.task)
-    with contextlib.closing(environments.open_form(task)) as environment:
+    with contextlib.closing(environments.make(task)) as environment:
         sizes = environment.observation_size, environment.action_size
     programs, agents = policies(asked, sizes)
-    make = functools.partial(environments.open_named, task.name)
+    make = functools.partial(environments.make_named, task.name)
     counts = (0, *(asked.workers or (cores(),)))
     seeds = list(range(asked.runs))
     console, expected, rates = Console(), None, {count: [] for count in counts}

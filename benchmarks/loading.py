@@ -28,7 +28,7 @@ from benchmarks.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import pixels
 from common.errors import Refused, exiting
-from common.runs import making
+from common.terminal import making
 
 EPISODE = 500
 """Transitions of each file of frames."""

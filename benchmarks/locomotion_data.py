@@ -18,7 +18,7 @@ from benchmarks.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import cards
 from common.errors import Refused, exiting
-from common.runs import making
+from common.terminal import making
 
 RECIPES = tuple(name for name in recipes.names() if tasks.find(name).family == "locomotion")
 

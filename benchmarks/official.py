@@ -32,11 +32,12 @@ from rich.console import Console
 
 from benchmarks.finished import begun, jobs
 from benchmarks.throughput import commit_of
-from common import datasets, environments, recipes, tasks
+from common import datasets, recipes, tasks
 from common.datasets import Dataset, cards
 from common.errors import Refused, exiting
 from common.evaluation import Evaluator
-from common.runs import Table, making, write_json
+from common.runs import Table, write_json
+from common.terminal import making
 
 ROOT = Path(__file__).parents[1]
 SIDES = {"corl": ("td3_bc", "TD3+BC", "CORL"), "iql": ("iql", "IQL", "its authors")}
@@ -174,7 +175,7 @@ def train_peer(side: Side, data: Dataset, file: Path) -> None:
     rows, finals, learning, evaluation = [], [], 0.0, 0.0
     for seed in range(options.num_seeds):
         settings = {"data": str(file), "seed": seed, "updates": options.updates, "family": task.family}
-        evaluator = Evaluator(lambda: environments.make(task, data), 1, options.eval_episodes)
+        evaluator = Evaluator(lambda: datasets.environment_of(task, data), 1, options.eval_episodes)
         with Peer(options.peer_python, name, checkout, settings) as peer:
             for step in range(options.eval_every, options.updates + 1, options.eval_every):
                 learning += peer.train(options.eval_every)

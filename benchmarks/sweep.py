@@ -57,11 +57,12 @@ from rich.console import Console
 
 from benchmarks import cluster
 from benchmarks.results import without_folder
-from common import commandline, datasets, environments, recipes, tasks, training
+from common import commandline, datasets, environments, launch, recipes, tasks
 from common.datasets.sources import can_be_downloaded, fetch, is_here
 from common.errors import Refused, exiting
 from common.machine import cores, tied
-from common.runs import making, write_json
+from common.runs import write_json
+from common.terminal import making
 
 ROOT = Path(__file__).parents[1]
 SUITES = Path(__file__).parent / "suites"
@@ -151,7 +152,7 @@ class Job:
             raise self.refused(f"{taken[0]} is for the sweep to say; leave it out")
         request = self.request
         try:
-            training.check(request, tasks.find(self.task))
+            launch.check(request, tasks.find(self.task))
             check_playable(self.task)
             if request.config.uses_prior_data:
                 check_source(request.run.dataset or self.source or tasks.find(self.task).default_dataset)

@@ -10,8 +10,8 @@ share whatever the machine does meanwhile. A ratio is the median over rounds of 
 together, over theirs, of one. All have the same networks (two layers of 256; RLPD three, and ten critics; EDAC three,
 and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size, but for RLPD's
 authors, who get the same minibatches again and again and are spared the drawing; what is counted is critic steps, or
-the actor's where there is no critic. Ours are the programs of training.py: whole intervals of the
-offline phase; for rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
+the actor's where there is no critic. Ours are those of programs.py: whole intervals of the offline phase; for rlpd.py
+and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
 
 Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
 that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
@@ -264,9 +264,7 @@ class Ours:
             for step in range(self.done // self.utd + 1, (self.done + self.updates) // self.utd + 1):
                 self.learner, _, metrics = self.programs.learn(*self.arguments(step))
         else:
-            agent, metrics = self.programs.offline(
-                self.learner.agent, self.seeds, "offline", self.done, self.updates, self.prior
-            )
+            agent, metrics = self.programs.offline(*self.offline_arguments())
             self.learner = self.learner.replace(agent=agent)
         jax.block_until_ready((self.learner, metrics))
         self.done += self.updates
@@ -276,6 +274,12 @@ class Ours:
         """Of one step of the online phase."""
         transition, episode = self.played
         return self.learner, self.seeds, step, transition, episode, transition.observation, self.prior
+
+    def offline_arguments(self) -> tuple:
+        """Of the next timed updates of the offline phase."""
+        agent = self.learner.agent
+        grouped = agent.are_whole_groups(self.done, self.updates)
+        return agent, self.seeds, "offline", self.done, self.updates, grouped, self.prior
 
     def counts(self) -> Counter[Product]:
         """The matrix products of one update of one run."""
@@ -288,12 +292,9 @@ class Ours:
     def memory(self) -> int | None:
         """Bytes that the program holds on each device, data included; None where XLA does not tell."""
         if self.online:
-            learner, seeds, step, *played, prior = self.arguments(1)
-            played = self.programs.fill(tuple(played))
-            program = self.programs.jitted["learn"].lower(learner, seeds, np.int32(step), *played, prior).compile()
+            program = self.programs.learn.compile(*self.arguments(1))
         else:
-            arguments = self.learner.agent, self.seeds, "offline", 0, self.updates, self.prior
-            program = self.programs.compile_offline(*arguments)  # as it is held already
+            program = self.programs.offline.compile(*self.offline_arguments())
         used = program.memory_analysis()
         if used is None:
             return None

@@ -203,8 +203,7 @@ class Agent(struct.PyTreeNode):
     def update_offline(self, keys: jax.Array, steps: jax.Array, prior: Any, grouped: bool) -> tuple[Self, Metrics]:
         """Steps [n] on prior data alone, with a key each [n], and the means of their metrics.
 
-        With `grouped`, which `n` must be a multiple of `period` for, and the step before the first one too, every
-        `period` steps are compiled as one, which is known to end in a delayed step.
+        With `grouped`, where they `are_whole_groups`, each group is compiled as one and known to end in a delayed step.
         """
 
         def one(agent: Self, x: tuple) -> tuple[Self, Metrics]:
@@ -221,6 +220,10 @@ class Agent(struct.PyTreeNode):
         else:
             agent, metrics = jax.lax.scan(one, self, (keys, steps))
         return agent, jax.tree.map(lambda x: jnp.nanmean(x.ravel()), metrics)
+
+    def are_whole_groups(self, first: int, steps: int) -> bool:
+        """Whether so many steps after a phase's `first` ones are groups of `period`, which end in a delayed step."""
+        return self.period > 0 and first % self.period == steps % self.period == 0
 
     def gradient_steps(self, batches: Batch, keys: jax.Array, numbers: jax.Array) -> tuple[Self, Metrics]:
         """Gradient steps of these consecutive numbers [steps] on minibatches [steps, batch_size, ...]: the agent, and
@@ -250,8 +253,9 @@ class Agent(struct.PyTreeNode):
             rows = []
             for place in range(period):
                 batch, key, number = jax.tree.map(lambda x, i=place: x[i], xs)
-                agent, metrics = agent.update_once(batch, key, number)
-                agent, more = (delayed if place == period - 1 else wait)(agent, batch)
+                # Nothing fuses across the borders of a step, so that it rounds as it does in a loop of single ones.
+                agent, metrics = jax.lax.optimization_barrier(agent.update_once(batch, key, number))
+                agent, more = jax.lax.optimization_barrier((delayed if place == period - 1 else wait)(agent, batch))
                 rows.append(metrics | more)
             return agent, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 

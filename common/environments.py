@@ -23,7 +23,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import mujoco
@@ -33,9 +33,6 @@ from gymnasium.spaces import Box, Dict
 from common import tasks
 from common.errors import Refused
 from common.tasks import Task
-
-if TYPE_CHECKING:
-    from common.datasets import Dataset
 
 _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
 _HIDDEN_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}
@@ -52,8 +49,6 @@ _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
 _GOAL_RADIUS = 0.45
 """m, gymnasium-robotics' own criterion."""
-_STRAY_SHARE = 1e-3
-"""Share of a dataset's positions that may lie inside walls: contacts are soft, but another maze shows at once."""
 
 
 class Step(NamedTuple):
@@ -201,17 +196,11 @@ def flatten(observation: np.ndarray | Mapping[str, np.ndarray], keys: tuple[str,
     return np.concatenate([observation[key] for key in keys], axis=-1, dtype=np.float32, casting="same_kind")
 
 
-def make(task: Task, dataset: Dataset | None = None) -> Environment:
-    """The environment of a task, in the form that the dataset has; refuses data from another environment."""
-    if dataset is None:
-        return open_form(task)
-    environment = open_form(task, dataset.observation.shape[1], dataset.action.shape[1])
-    check_maze(environment, dataset)
-    return environment
+def make(task: Task, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+    """The environment of a task in the form that data of these sizes have; by default the first of its forms.
 
-
-def open_form(task: Task, observation_size: int | None = None, action_size: int | None = None) -> Environment:
-    """The environment of a task in the form that data of these sizes have; by default the first of its forms."""
+    Raises Refused where it cannot be made, or has no such form.
+    """
     hidden_size = _HIDDEN_GOAL_SIZES.get(task.family)
     hidden_goal = hidden_size is not None and observation_size in (None, hidden_size)
     keywords = task.goal_keywords if hidden_size is not None and not hidden_goal else task.keywords
@@ -257,22 +246,9 @@ def as_d4rl(model: mujoco.MjModel) -> None:
     model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
 
 
-def open_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
-    """As `open_form`, by the task's name: in words that another process understands."""
-    return open_form(tasks.find(name), observation_size, action_size)
-
-
-def check_maze(environment: Environment, dataset: Dataset) -> None:
-    """Refuse data that were collected in another maze than the one that is played."""
-    if not environment.task.reaches_goal:
-        return
-    stray = environment.inside_walls(dataset.observation).mean()
-    if stray > _STRAY_SHARE:
-        raise Refused(
-            f"{environment.task.name}: {stray:.1%} of the positions in {dataset.source} lie inside walls of the maze "
-            "that is played: another maze, a mirrored one or another frame; what works is "
-            + ("D4RL's, whose origin is the start" if environment.origin.any() else "gymnasium-robotics', centred")
-        )
+def make_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+    """As `make`, by the task's name: in words that another process understands."""
+    return make(tasks.find(name), observation_size, action_size)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +16,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from common.agent import Metrics
 from common.errors import Refused
 from common.replay import Batch, Episode, Replay
+
+STATIC = ("phase", "steps", "grouped")
+"""Parameters of a program that are fixed when it is compiled."""
+SAME = ("step", "first", "prior")
+"""Parameters of a program that are the same for all runs; all others have the runs as their leading axis."""
 
 INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
@@ -32,8 +39,77 @@ class Learner(struct.PyTreeNode):
     """None before the online phase, and without one."""
 
 
+class Program:
+    """A function of the runs on one device as one jitted call for all runs, spread over all devices.
+
+    What a parameter is follows from its name: see STATIC and SAME. Whatever the function returns has the runs as its
+    leading axis. A call takes what is on the devices, [rows, ...], as it is, and host arrays of `runs`. Of what it
+    returns, an array is brought to the host, [runs, ...]: actions, for which the call waits. Agents, learners and
+    metrics stay on the devices.
+    """
+
+    def __init__(self, programs: Programs, function: Callable, donates: bool = False):
+        """Of a function with positional parameters; `donates` gives the memory of the first to what is returned."""
+        self.programs, self.names = programs, tuple(inspect.signature(function).parameters)
+        self.compiled: dict[tuple, jax.stages.Compiled] = {}
+        """Values of the static parameters -> what `compile` has compiled for them."""
+        functools.update_wrapper(self, function)
+
+        @functools.wraps(function)
+        def spread(*arguments: Any) -> Any:
+            fixed, moving = self._split(arguments)
+            on_each_device = jax.shard_map(
+                lambda *parts: function(**fixed, **dict(zip(moving, parts, strict=True))),
+                mesh=programs.mesh,
+                in_specs=tuple(PartitionSpec() if name in SAME else PartitionSpec("runs") for name in moving),
+                out_specs=PartitionSpec("runs"),
+                check_vma=False,
+            )
+            return on_each_device(*moving.values())
+
+        static = [number for number, name in enumerate(self.names) if name in STATIC]
+        self.jitted = jax.jit(spread, static_argnums=static, donate_argnums=0 if donates else ())
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns for all runs."""
+        arguments = self._ready(arguments)
+        fixed, moving = self._split(arguments)
+        program = self.compiled.get(tuple(fixed.values()))
+        returned = self.jitted(*arguments) if program is None else program(*moving.values())
+        if not isinstance(returned, tuple):
+            return self._returned(returned)
+        return tuple(self._returned(part) for part in returned)
+
+    def compile(self, *arguments: Any) -> jax.stages.Compiled:
+        """What a call with these arguments runs, compiled once; before the first call, so that both can be timed."""
+        arguments = self._ready(arguments)
+        values = tuple(self._split(arguments)[0].values())
+        if values not in self.compiled:
+            self.compiled[values] = self.jitted.lower(*arguments).compile()
+        return self.compiled[values]
+
+    def _split(self, arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The static arguments and the others, by name."""
+        named = dict(zip(self.names, arguments, strict=True))
+        return {n: x for n, x in named.items() if n in STATIC}, {n: x for n, x in named.items() if n not in STATIC}
+
+    def _ready(self, arguments: Sequence[Any]) -> list[Any]:
+        """The arguments with numbers as int32 and host arrays filled up."""
+        ready = []
+        for name, argument in zip(self.names, arguments, strict=True):
+            if name in SAME and isinstance(argument, int):
+                argument = np.int32(argument)
+            elif name not in (*SAME, *STATIC) and self.programs.rows > self.programs.runs:
+                argument = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self.programs.fill(x), argument)
+            ready.append(argument)
+        return ready
+
+    def _returned(self, returned: Any) -> Any:
+        return self.programs.host(returned) if isinstance(returned, jax.Array) else returned
+
+
 class Programs:
-    """The jitted programs of one command; each compiles once.
+    """The programs of one command; each compiles once.
 
     A run is a slice along the leading axis. `width` runs are computed at once on each device (vmap) and the chunks
     follow one another (`lax.map`); with several devices the axis is sharded over a mesh first. Width 1 computes a run
@@ -41,8 +117,11 @@ class Programs:
     should stay in the cache. An accelerator takes all at once.
 
     Where the runs do not divide evenly over the devices, the axis is filled up: arrays on the devices have `rows` >=
-    `runs` entries, and the methods take and return host arrays of `runs`. At width 1 the entries beyond the runs are
-    zeros that nothing is computed for, so that the last runs have the whole CPU; else they repeat the last run.
+    `runs` entries, and host arrays `runs`. At width 1 the entries beyond the runs are zeros that nothing is computed
+    for, so that the last runs have the whole CPU; else they repeat the last run.
+
+    The methods with an underscore are what is computed, for the runs on one device; the programs of the same names,
+    which `__init__` makes of them, are what is called.
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
@@ -53,188 +132,107 @@ class Programs:
         self.runs, self.rows = runs, -(-runs // count) * count
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
+        self.agent_class, self.config = agent_class, config
+        self.order = [phase for phase, _ in config.phases]
 
-        self.order = order = [phase for phase, _ in config.phases]
+        self.create = Program(self, self._create)
+        self.enter = Program(self, self._enter, donates=True)
+        self.choose = Program(self, self._choose)
+        self.collect = Program(self, self._collect, donates=True)
+        self.learn = Program(self, self._learn, donates=True)
+        self.offline = Program(self, self._offline, donates=True)
+        self.act = Program(self, self._act)
 
-        def create(configs: Any, seeds: jax.Array, examples: Batch, prior: Any) -> Any:
-            def one_run(config: Any, seed: jax.Array, example: Batch) -> Any:
-                return agent_class.create(config, run_key(seed, INITIALISE), example, prior)
+    def _create(self, config: Any, seeds: jax.Array, example: Batch, prior: Any) -> Any:
+        """Fresh agents, for transitions shaped like `example` [runs, ...]."""
 
-            return self.over_runs(one_run)(configs, seeds, examples)
+        def one_run(config: Any, seed: jax.Array, example: Batch) -> Any:
+            return self.agent_class.create(config, run_key(seed, INITIALISE), example, prior)
 
-        def enter(agents: Any, seeds: jax.Array, phase: str, prior: Any) -> Any:
-            def one_run(agent: Any, seed: jax.Array) -> Any:
-                return agent.enter(phase, run_key(seed, ENTER, order.index(phase)), prior)
+        return self.over_runs(one_run)(config, seeds, example)
 
-            return self.over_runs(one_run)(agents, seeds)
-
-        def insert(learner: Learner, transition: Batch, episode: Episode) -> Learner:
-            agent = jax.vmap(agent_class.after_episode)(learner.agent, episode)
-            return Learner(agent, jax.vmap(Replay.insert)(learner.experience, transition))
-
-        def choose(agents: Any, seeds: jax.Array, step: jax.Array, observation: jax.Array) -> jax.Array:
-            """The action that follows environment step `step`: random until training starts."""
-
-            def one_run(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
-                key = run_key(seed, EXPLORE, step)
-                action = agent.explore(observation, key)
-                uniform = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
-                return jnp.where(step < config.random_steps, uniform, action)
-
-            return self.over_runs(one_run)(agents, seeds, observation)
-
-        def collect(
-            learner: Learner,
-            seeds: jax.Array,
-            step: jax.Array,
-            transition: Batch,
-            episode: Episode,
-            observation: jax.Array,
-        ) -> tuple[Learner, jax.Array]:
-            """Insert a transition and choose the next action."""
-            learner = insert(learner, transition, episode)
-            return learner, choose(learner.agent, seeds, step, observation)
-
-        def learn(
-            learner: Learner,
-            seeds: jax.Array,
-            step: jax.Array,
-            transition: Batch,
-            episode: Episode,
-            observation: jax.Array,
-            prior: Any,
-        ) -> tuple[Learner, jax.Array, Metrics]:
-            """Insert a transition, update on fresh minibatches, and choose the next action."""
-
-            def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
-                _, key = jax.random.split(run_key(seed, LEARN, step))
-                agent, metrics = agent.update(batches, key, step)
-                return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
-
-            def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
-                key, _ = jax.random.split(run_key(seed, LEARN, step))
-                return agent.sample(key, experience, prior)
-
-            learner = insert(learner, transition, episode)
-            # Outside the map over runs, which would copy every run's whole buffer.
-            batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
-            agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
-            return learner.replace(agent=agent), action, metrics
-
-        def offline(
-            agents: Any, seeds: jax.Array, phase: jax.Array, first: jax.Array, steps: int, grouped: bool, prior: Any
-        ) -> tuple[Any, Metrics]:
-            """`steps` updates on prior data alone, after the phase's `first` ones."""
-
-            def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
-                numbers = first + 1 + jnp.arange(steps)
-                key = run_key(seed, OFFLINE, phase)
-                return agent.update_offline(
-                    jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers), numbers, prior, grouped
-                )
-
-            return self.over_runs(one_run)(agents, seeds)
-
-        def act(agents: Any, observations: jax.Array) -> jax.Array:
-            return self.over_runs(lambda agent, x: agent.act(x))(agents, observations)
-
-        run, same = PartitionSpec("runs"), PartitionSpec()
-
-        def sharded(function: Callable, inputs: tuple, outputs: Any) -> Callable:
-            return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-        self.jitted = {
-            "create": jax.jit(sharded(create, (run, run, run, same), run)),
-            "choose": jax.jit(sharded(choose, (run, run, same, run), run)),
-            "collect": jax.jit(sharded(collect, (run, run, same, run, run, run), (run, run)), donate_argnums=0),
-            "learn": jax.jit(sharded(learn, (run, run, same, run, run, run, same), (run, run, run)), donate_argnums=0),
-            "act": jax.jit(sharded(act, (run, run), run)),
-            "enter": jax.jit(
-                lambda agents, seeds, phase, prior: sharded(
-                    lambda a, s, p: enter(a, s, phase, p), (run, run, same), run
-                )(agents, seeds, prior),
-                static_argnums=2,
-                donate_argnums=0,
-            ),
-            "offline": jax.jit(
-                lambda agents, seeds, phase, first, steps, grouped, prior: sharded(
-                    lambda a, s, n, f, p: offline(a, s, n, f, steps, grouped, p),
-                    (run, run, same, same, same),
-                    (run, run),
-                )(agents, seeds, phase, first, prior),
-                static_argnums=(4, 5),
-                donate_argnums=0,
-            ),
-        }
-        """Name -> jitted function, with the axis filled up."""
-        self.compiled: dict[tuple[str, int, bool], Callable] = {}
-        """Phase, steps and whether in groups -> the compiled program of so many offline updates."""
-
-    def create(self, config: Any, seeds: np.ndarray, example: Batch, prior: Any) -> Any:
-        """Fresh agents, from host arrays with the axis of runs and the prior data on the devices."""
-        return self.jitted["create"](*self.place((config, seeds, example)), prior)
-
-    def enter(self, agents: Any, seeds: jax.Array, phase: str, prior: Any) -> Any:
+    def _enter(self, agents: Any, seeds: jax.Array, phase: str, prior: Any) -> Any:
         """The agents as they enter a phase."""
-        return self.jitted["enter"](agents, seeds, phase, prior)
 
-    def choose(self, agents: Any, seeds: jax.Array, step: int, observation: np.ndarray) -> np.ndarray:
-        """The actions [runs, a] after environment step `step`, which has the number 0 before the first."""
-        return self.host(self.jitted["choose"](agents, seeds, np.int32(step), self.fill(observation)))
+        def one_run(agent: Any, seed: jax.Array) -> Any:
+            return agent.enter(phase, run_key(seed, ENTER, self.order.index(phase)), prior)
 
-    def collect(
+        return self.over_runs(one_run)(agents, seeds)
+
+    def _choose(self, agents: Any, seeds: jax.Array, step: jax.Array, observation: jax.Array) -> jax.Array:
+        """The actions [runs, a] after environment step `step`, 0 before the first: random until training starts."""
+
+        def one_run(agent: Any, seed: jax.Array, observation: jax.Array) -> jax.Array:
+            key = run_key(seed, EXPLORE, step)
+            action = agent.explore(observation, key)
+            uniform = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
+            return jnp.where(step < self.config.random_steps, uniform, action)
+
+        return self.over_runs(one_run)(agents, seeds, observation)
+
+    def _collect(
         self,
         learner: Learner,
         seeds: jax.Array,
-        step: int,
+        step: jax.Array,
         transition: Batch,
         episode: Episode,
-        observation: np.ndarray,
-    ) -> tuple[Learner, np.ndarray]:
-        """Insert the transitions of `step` [runs, ...]: the learner, and the next actions [runs, a]."""
-        learner, action = self.jitted["collect"](
-            learner, seeds, np.int32(step), *self.fill((transition, episode, observation))
-        )
-        return learner, self.host(action)
+        observation: jax.Array,
+    ) -> tuple[Learner, jax.Array]:
+        """Insert the transitions of `step` [runs, ...]; the next actions [runs, a] are for `observation` [runs, o]."""
+        learner = self._insert(learner, transition, episode)
+        return learner, self._choose(learner.agent, seeds, step, observation)
 
-    def learn(
+    def _learn(
         self,
         learner: Learner,
         seeds: jax.Array,
-        step: int,
+        step: jax.Array,
         transition: Batch,
         episode: Episode,
-        observation: np.ndarray,
+        observation: jax.Array,
         prior: Any,
-    ) -> tuple[Learner, np.ndarray, Metrics]:
-        """As `collect`, with the update of this step before the next actions; metrics stay on the device."""
-        learner, action, metrics = self.jitted["learn"](
-            learner, seeds, np.int32(step), *self.fill((transition, episode, observation)), prior
-        )
-        return learner, self.host(action), metrics
+    ) -> tuple[Learner, jax.Array, Metrics]:
+        """As `collect`, with an update on fresh minibatches before the next actions."""
 
-    def offline(
-        self, agents: Any, seeds: jax.Array, phase: str, first: int, steps: int, prior: Any
+        def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
+            _, key = jax.random.split(run_key(seed, LEARN, step))
+            agent, metrics = agent.update(batches, key, step)
+            return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
+
+        def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
+            key, _ = jax.random.split(run_key(seed, LEARN, step))
+            return agent.sample(key, experience, prior)
+
+        learner = self._insert(learner, transition, episode)
+        # Outside the map over runs, which would copy every run's whole buffer.
+        batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
+        agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
+        return learner.replace(agent=agent), action, metrics
+
+    def _offline(
+        self, agents: Any, seeds: jax.Array, phase: str, first: jax.Array, steps: int, grouped: bool, prior: Any
     ) -> tuple[Any, Metrics]:
-        """`steps` updates on prior data alone, after the phase's `first` ones: the agents, and the metrics' means."""
-        program = self.compile_offline(agents, seeds, phase, first, steps, prior)
-        return program(agents, seeds, np.int32(self.order.index(phase)), np.int32(first), prior)
+        """`steps` updates on prior data alone, after the phase's `first` ones: the agents, and the metrics' means.
 
-    def compile_offline(
-        self, agents: Any, seeds: jax.Array, phase: str, first: int, steps: int, prior: Any
-    ) -> Callable:
-        """What `offline` runs with these arguments, compiled once; before its first run, so that both can be timed."""
-        # Intervals of whole groups are the rule: `log_every` and `eval_every` would have to be odd to have others.
-        grouped = agents.period > 0 and first % agents.period == steps % agents.period == 0
-        if (phase, steps, grouped) not in self.compiled:
-            number = np.int32(self.order.index(phase))
-            lowered = self.jitted["offline"].lower(agents, seeds, number, np.int32(first), steps, grouped, prior)
-            self.compiled[phase, steps, grouped] = lowered.compile()
-        return self.compiled[phase, steps, grouped]
+        For `grouped`, see `Agent.update_offline`.
+        """
 
-    def act(self, agents: Any, observations: np.ndarray) -> np.ndarray:
-        """The evaluated policies' actions for observations [runs, n, o]: [runs, n, a]."""
-        return self.host(self.jitted["act"](agents, self.fill(observations)))
+        def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
+            numbers = first + 1 + jnp.arange(steps)
+            key = run_key(seed, OFFLINE, self.order.index(phase))
+            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+            return agent.update_offline(keys, numbers, prior, grouped)
+
+        return self.over_runs(one_run)(agents, seeds)
+
+    def _act(self, agents: Any, observations: jax.Array) -> jax.Array:
+        """The evaluated policies' actions [runs, n, a] for observations [runs, n, o]."""
+        return self.over_runs(lambda agent, x: agent.act(x))(agents, observations)
+
+    def _insert(self, learner: Learner, transition: Batch, episode: Episode) -> Learner:
+        agent = jax.vmap(self.agent_class.after_episode)(learner.agent, episode)
+        return Learner(agent, jax.vmap(Replay.insert)(learner.experience, transition))
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""

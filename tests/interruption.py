@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from common.runs import Checkpoints
+from common.checkpoints import Checkpoints
 
 
 class Stop(Exception):

@@ -659,7 +659,7 @@ def test_minari_antmaze_has_the_goal_in_its_31_numbers_and_is_relabelled():
     np.testing.assert_allclose(data.observation[0], np.concatenate([path[0], body[0], goals[0]]))
     assert data.reward.tolist() == [0.0] * 5 + [1.0, 1.0]
     assert data.terminated.tolist() == [False] * 5 + [True, True]
-    environment = environments.make(tasks.find("antmaze-umaze"), data)
+    environment = datasets.environment_of(tasks.find("antmaze-umaze"), data)
     assert environment.observation_size == 31
     environment.close()
 
@@ -688,7 +688,7 @@ def test_minari_pointmaze_has_its_own_goal_in_its_6_numbers():
     assert np.flatnonzero(data.success).tolist() == [2, len(first) + 5, len(data) - 1]
     np.testing.assert_array_equal(data.reward, data.success)
     np.testing.assert_array_equal(data.terminated, data.success)
-    environment = environments.make(tasks.find("pointmaze-umaze"), data)
+    environment = datasets.environment_of(tasks.find("pointmaze-umaze"), data)
     assert environment.observation_size == 6
     assert np.ptp([environment.reset(seed)[4:] for seed in range(20)], axis=0).min() > 1
     environment.close()
@@ -720,7 +720,7 @@ def test_pointmaze_of_4_numbers_has_one_goal(write):
     labelled = load(write(rows | {"rewards": labels.astype(np.float32)}, "labelled.hdf5"), "pointmaze-umaze")
     assert labelled.fingerprint == data.fingerprint
     assert labelled.metadata["own_labels"] is False
-    environment = environments.make(tasks.find("pointmaze-umaze"), data)
+    environment = datasets.environment_of(tasks.find("pointmaze-umaze"), data)
     assert environment.observation_size == 4
     environment.close()
 

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from common import environments, tasks
+from common import datasets, environments, tasks
 from common.datasets import Dataset
 from common.errors import Refused
 
@@ -35,7 +35,7 @@ def make():
     opened = []
 
     def make(name, width=None):
-        opened.append(environments.open_form(tasks.find(name), width))
+        opened.append(environments.make(tasks.find(name), width))
         return opened[-1]
 
     yield make
@@ -417,12 +417,12 @@ def test_the_form_of_a_maze_follows_the_data(make, name, starts, widths, other):
     task = tasks.find(name)
     assert make(name).observation_size == widths[0]
     for width, start in zip(widths, starts, strict=True):
-        environment = environments.make(task, maze_dataset([start], width))
+        environment = datasets.environment_of(task, maze_dataset([start], width))
         assert environment.observation_size == width
         assert environment.reset(0).shape == (width,)
         environment.close()
     with pytest.raises(Refused, match=rf"{other} numbers per observation.* has {widths[0]} or {widths[1]};"):
-        environments.make(task, maze_dataset([starts[0]], other))
+        datasets.environment_of(task, maze_dataset([starts[0]], other))
 
 
 # The U of the data in cells: free along the bottom, up the right side, back along the top.
@@ -435,22 +435,22 @@ def test_data_of_another_maze_or_frame_are_refused(name, width):
     cell = 4 if name == "antmaze" else 1
     # D4RL's AntMaze has its origin at the start.
     path, other = (U_PATH + 1, U_PATH) if width == 29 else (U_PATH, U_PATH + 1)
-    environments.make(task, maze_dataset(cell * path, width)).close()
+    datasets.environment_of(task, maze_dataset(cell * path, width)).close()
     x, y = path.T
     mirrored = np.stack([path.max(axis=0)[0] + path.min(axis=0)[0] - x, y], axis=1)
     from_corner = np.stack([2 - U_PATH[:, 1], U_PATH[:, 0] + 2], axis=1)  # D4RL's maze2d: row and column
     for positions in (cell * mirrored, cell * other, cell * from_corner, [(1000, 0)]):
         with pytest.raises(Refused, match="another maze, a mirrored one or another frame") as refused:
-            environments.make(task, maze_dataset(positions, width))
+            datasets.environment_of(task, maze_dataset(positions, width))
         assert "\n" not in str(refused.value)
 
 
 def test_data_with_other_sizes_are_refused():
     task = tasks.find("door-binary")
     with pytest.raises(Refused, match=r"46 numbers per observation.*39"):
-        environments.make(task, dataset_of(np.zeros((2, 46)), 28))
+        datasets.environment_of(task, dataset_of(np.zeros((2, 46)), 28))
     with pytest.raises(Refused, match=r"26 numbers per action.*28"):
-        environments.make(task, dataset_of(np.zeros((2, 39)), 26))
+        datasets.environment_of(task, dataset_of(np.zeros((2, 39)), 26))
 
 
 # ----------------------------------------------------------------------------- Adroit

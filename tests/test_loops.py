@@ -167,7 +167,7 @@ def grasping(observations):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_processes_play_the_same_episodes(workers):
-    make = functools.partial(environments.open_named, "pointmaze-umaze")
+    make = functools.partial(environments.make_named, "pointmaze-umaze")
     alone, together = Evaluator(make, 2, 5), Evaluator(make, 2, 5, workers)
     with contextlib.closing(alone), contextlib.closing(together):
         for step in (0, 10):
@@ -188,7 +188,7 @@ def test_processes_play_the_same_episodes(workers):
 )
 def test_an_episode_goes_the_same_way_however_many_are_side_by_side(episodes, groups, slots):
     # A body that falls differently for every rounding of its actions, and the network that gives them.
-    make = functools.partial(environments.open_named, "hopper-medium")
+    make = functools.partial(environments.make_named, "hopper-medium")
     actor = Network.create(DeterministicActor((256, 256), 3), jax.random.key(0), jnp.zeros(11))
     act = jax.jit(lambda x: jax.lax.map(actor, x))
     found = []
@@ -217,7 +217,7 @@ def test_what_is_seen_of_an_environment_whose_episodes_are_over_is_zero():
 
 
 def test_an_evaluation_outlives_the_processes_that_play_it():
-    make, said = functools.partial(environments.open_named, "pointmaze-umaze"), []
+    make, said = functools.partial(environments.make_named, "pointmaze-umaze"), []
     expected = Evaluator(make, 2, 3)(grasping, [3, 8], 0)
     evaluator, calls = Evaluator(make, 2, 3, 2, said.append), 0
 
@@ -241,7 +241,7 @@ def test_where_no_process_can_be_started_this_one_plays(monkeypatch):
 
     monkeypatch.setattr(players.subprocess, "Popen", refuse)
     said = []
-    make = functools.partial(environments.open_named, "pointmaze-umaze")
+    make = functools.partial(environments.make_named, "pointmaze-umaze")
     with contextlib.closing(Evaluator(make, 1, 2, 2, said.append)) as evaluator:
         assert len(evaluator(grasping, [0], 0)[0].returns) == 2
     assert said == [
@@ -255,7 +255,7 @@ def test_environments_that_only_this_process_knows_are_played_in_it():
     )
     said = []
     with contextlib.closing(
-        Evaluator(functools.partial(environments.open_named, "OnlyHere-v0"), 1, 3, 2, said.append)
+        Evaluator(functools.partial(environments.make_named, "OnlyHere-v0"), 1, 3, 2, said.append)
     ) as evaluator:
         (outcome,) = evaluator(lambda o: np.zeros((1, o.shape[1], 1), np.float32), [0], 0)
     assert outcome.lengths.tolist() == [5, 5, 5]
@@ -268,7 +268,7 @@ def test_processes_that_play_leave_with_the_one_that_trains():
 import functools, os, signal, sys
 from common import environments
 from common.evaluation import Evaluator
-evaluator = Evaluator(functools.partial(environments.open_named, "pointmaze-umaze"), 1, 2, 2)
+evaluator = Evaluator(functools.partial(environments.make_named, "pointmaze-umaze"), 1, 2, 2)
 def act(observations):
     # What a terminal or a scheduler sends to all processes alike is for this one to answer.
     for group, _ in evaluator.groups:

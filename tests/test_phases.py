@@ -11,7 +11,8 @@ from interruption import stopped_at
 from rich.console import Console
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, td3_bc
-from common import recipes, training
+from common import command, recipes, reporting, training
+from common.programs import Program
 
 COMMON = (
     "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
@@ -36,7 +37,7 @@ def data(tmp_path_factory):
 def serve(name: str, *arguments: str | int | Path) -> str:
     agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
     console = Console(file=io.StringIO(), width=200)
-    assert training.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
+    assert command.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
     return console.file.getvalue()
 
 
@@ -70,9 +71,9 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     assert sessions[0].learner.experience is None
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
     programs = sessions[0].programs
-    sizes = {k: p._cache_size() for k, p in programs.jitted.items()}
+    sizes = {name: p.jitted._cache_size() for name, p in vars(programs).items() if isinstance(p, Program)}
     assert sizes == {"create": 1, "offline": 0, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
-    assert list(programs.compiled) == [("offline", 5, False)]
+    assert list(programs.offline.compiled) == [("offline", 5, False)]
 
 
 def test_both_phases_are_marked_and_the_switch_is_measured(both):
@@ -95,13 +96,13 @@ def test_drop_and_online_mean_by_hand():
         ]
 
     # Ten online evaluations: the first alone lies in the first tenth.
-    one = training.online_progress(rows([10, 60], [40, 30, 50, 60, 70, 80, 90, 90, 90, 100], 100), "score")
+    one = reporting.online_progress(rows([10, 60], [40, 30, 50, 60, 70, 80, 90, 90, 90, 100], 100), "score")
     assert one == {"offline": 60, "drop": 20, "online_mean": 70}
     # Thirty: the worst of the first three.
-    many = training.online_progress(rows([50], [60, 20, 30] + [10] * 27, 10), "score")
+    many = reporting.online_progress(rows([50], [60, 20, 30] + [10] * 27, 10), "score")
     assert many["drop"] == 30
     # Three: the first comes later than that.
-    few = training.online_progress(rows([50], [60, 0, 90], 10), "score")
+    few = reporting.online_progress(rows([50], [60, 0, 90], 10), "score")
     assert few == {"offline": 50, "drop": -10, "online_mean": 50}
 
 

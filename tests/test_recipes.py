@@ -130,7 +130,7 @@ def test_the_data_are_relabelled_with_the_tasks_one_goal(task):
 def test_the_data_are_what_the_environment_does():
     """Repeating a piece's actions from its first state gives its observations, rewards and end."""
     data = load(recipes.make("pointmaze-umaze", size=2000), "pointmaze-umaze")
-    environment = environments.make(tasks.find("pointmaze-umaze"), data)
+    environment = datasets.environment_of(tasks.find("pointmaze-umaze"), data)
     assert environment.observation_size == 4
     pieces = list(zip(data.starts, [*data.starts[1:], len(data)], strict=True))
     longest_success = max(
@@ -338,7 +338,7 @@ def test_made_data_are_in_the_tasks_form_and_end_at_goals():
     assert data.metadata["source_episodes"] >= 6  # of 700 steps at most
     assert data.terminated.any()
     np.testing.assert_array_equal(data.reward, data.terminated)
-    environment = environments.make(tasks.find("antmaze-umaze"), data)
+    environment = datasets.environment_of(tasks.find("antmaze-umaze"), data)
     assert not environment.inside_walls(data.observation).any()
     environment.close()
 
@@ -387,7 +387,7 @@ def test_a_body_is_recorded_as_it_moved(name):
     assert len(data) == 400
     assert data.metadata["recipe"]["name"] == name
     assert data.metadata["ref_max_score"] == task.reference[1]
-    environment = environments.make(task, data)
+    environment = datasets.environment_of(task, data)
     simulation = environment.raw.unwrapped
     end = int(np.flatnonzero(data.terminated | data.truncated)[0]) + 1
     environment.reset(0)

@@ -20,7 +20,7 @@ from reference import (
 from rich.console import Console
 
 from algorithms.redq_adaptive_bc import PRESETS, Config, REDQAdaptiveBC
-from common import tasks, training
+from common import command, tasks
 from common.commandline import parse
 from common.errors import Refused
 from common.replay import Episode, Replay, sample_union
@@ -268,7 +268,7 @@ def test_a_task_without_a_scale_of_returns_is_refused_at_every_point_of_a_grid(t
     scratch = ["--env", "Hopper-v5", "--preset", "redq-scratch"]
     for arguments in (["--k-d", "1e-4"], ["--grid.k-p", "0", "3e-5"]):
         with pytest.raises(Refused, match="Hopper-v5 has no normalised return"):
-            training.serve(REDQAdaptiveBC, Config, PRESETS, [*scratch, *arguments], Console())
+            command.serve(REDQAdaptiveBC, Config, PRESETS, [*scratch, *arguments], Console())
     assert not list(tmp_path.iterdir())
     # Offline nothing adapts.
     offline = Config(online_steps=0, alpha_online=5.0)

@@ -20,22 +20,26 @@ from interruption import stopped_at
 from rich.console import Console
 
 from algorithms.rlpd import PRESETS, RLPD, Config
-from common import environments, recipes, training
+from common import command, environments, launch, recipes, tasks, training
+from common.checkpoints import Checkpoints, Saving
 from common.collection import Collector
+from common.commandline import Request, Run
 from common.errors import Refused
-from common.programs import Programs
-from common.runs import Checkpoints, RunDirectory, Table
+from common.programs import Program
+from common.progress import Progress
+from common.reporting import Reporter
+from common.runs import RunDirectory, Table
 
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
     "--steps 180 --eval-every 90 --eval-episodes 3 --log-every 30"
 ).split()
-FILE = Path(training.__file__).parents[1] / "algorithms" / "rlpd.py"
+FILE = Path(command.__file__).parents[1] / "algorithms" / "rlpd.py"
 
 
 def serve(*arguments: str | Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    status = training.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], console)
+    status = command.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], console)
     return status, console.file.getvalue()
 
 
@@ -151,7 +155,7 @@ def test_every_program_compiles_once(tmp_path, monkeypatch):
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
     serve(*SMALL, "--num-seeds", 2, "--out", tmp_path / "run")
     programs = sessions[0].programs
-    sizes = {name: program._cache_size() for name, program in programs.jitted.items()}
+    sizes = {name: p.jitted._cache_size() for name, p in vars(programs).items() if isinstance(p, Program)}
     assert sizes == {"create": 1, "choose": 1, "collect": 1, "learn": 1, "act": 1, "enter": 1, "offline": 0}
 
 
@@ -213,18 +217,43 @@ def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
 
 
 def test_only_what_is_not_finite_is_played_as_zero(whole):
-    said = []
-    session = types.SimpleNamespace(
-        progress={"phase": "online", "step": 7, "diverged_at_step": {}}, seeds=[0, 1], announce=said.append
-    )
+    diverged = []
+    session = types.SimpleNamespace(reporter=types.SimpleNamespace(diverged=diverged.append))
     action = np.ones((2, 3, 4), np.float32)
     action[1, 2, 0] = np.nan
     played = training.Session.playable(session, action)
     assert played[1, 2].tolist() == [0] * 4
     played[1, 2] = 1
     assert (played == 1).all()
-    assert said == ["run 1 (seed 1) has diverged at online step 7"]
-    assert session.progress["diverged_at_step"] == {"1": {"phase": "online", "step": 7}}
+    assert diverged == [1]
+
+
+def test_what_has_diverged_is_said_once(tmp_path):
+    said = Console(file=io.StringIO(), width=200)
+    progress = Progress({"offline": 5, "online": 10}, "online", 7)
+    task = tasks.find("InvertedPendulum-v5")
+    reporter = Reporter(RunDirectory(tmp_path, "test"), said, task, Run(), progress, [3, 4], ["", ""])
+    for run in (1, 1):
+        reporter.diverged(run)
+        progress.step += 1
+    assert said.file.getvalue() == "run 1 (seed 4) has diverged at online step 7\n"
+    assert progress.diverged_at_step == {"1": {"phase": "online", "step": 7}}
+    # A checkpoint keeps it, in words that JSON has.
+    again = Progress(progress.phases)
+    again.restore(json.loads(json.dumps(progress.state())))
+    assert (again.phase, again.step, again.total_step) == ("online", 9, 14)
+    assert again.diverged_at_step == progress.diverged_at_step
+
+
+def test_a_request_is_served_without_a_command_line(whole, tmp_path):
+    config = Config(hidden=(8, 8), ensemble=3, utd=2, batch_size=16, start_training=60, steps=180, offline_ratio=0.0)
+    asked = Run("InvertedPendulum-v5", num_seeds=2, eval_every=90, eval_episodes=3, log_every=30, out=tmp_path / "run")
+    result = launch.run(RLPD, Request(asked, config, {}), [], Console(file=io.StringIO()))
+    assert (result.folder, result.status) == (tmp_path / "run", 0)
+    final = json.loads((whole / "summary.json").read_text())["final"]
+    assert [run["return_mean"] for run in result.summary["final"]] == [run["return_mean"] for run in final]
+    for name in ("metrics.csv", "eval.csv"):
+        assert table(result.folder / name) == table(whole / name)
 
 
 @pytest.mark.parametrize("name", ["eval_every", "eval_episodes", "log_every"])
@@ -333,7 +362,7 @@ def test_a_resumed_run_keeps_its_devices_and_names_what_has_changed(whole, tmp_p
     crash([*SMALL, "--num-seeds", 2, "--checkpoint-every", 25, "--out", out], 100, monkeypatch)
     config = json.loads((out / "config.json").read_text())
     assert config["devices"] == 2
-    monkeypatch.setattr(training, "cores", lambda: 1)
+    monkeypatch.setattr(command, "cores", lambda: 1)
     changed = config | {
         "sources": {"rlpd.py": "0", "common/": "0"}, "versions": config["versions"] | {"jax": "0.0.1"},
     }  # fmt: skip
@@ -373,9 +402,16 @@ def test_an_episode_that_could_not_be_repeated_begins_with_an_action_of_its_own(
         return step(self, actions)
 
     monkeypatch.setattr(Collector, "step", noted)
-    choose = Programs.choose
-    chosen = []
-    monkeypatch.setattr(Programs, "choose", lambda *a: chosen.append((a[3], a[4].copy(), choose(*a))) or chosen[-1][2])
+    call, chosen = Program.__call__, []
+
+    def noted_call(self, *arguments):
+        returned = call(self, *arguments)
+        if self.__name__ == "_choose":
+            _, _, at, observation = arguments
+            chosen.append((at, observation.copy(), returned))
+        return returned
+
+    monkeypatch.setattr(Program, "__call__", noted_call)
     status, said = serve("--resume", out)
     assert status == 0
     assert "not deterministic" in said
@@ -388,7 +424,7 @@ def test_an_episode_that_could_not_be_repeated_begins_with_an_action_of_its_own(
 def test_checkpoints_take_no_more_than_their_share_of_the_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    saving, always = training.Saving(0.05), training.Saving(None)
+    saving, always = Saving(10, 0.05), Saving(10, None)
     assert saving.affordable()
     now[0] = 102.0
     saving.done(100.0)
@@ -397,6 +433,8 @@ def test_checkpoints_take_no_more_than_their_share_of_the_time(monkeypatch):
         now[0] = later
         assert saving.affordable() == affordable
         assert always.affordable()
+    # At the end of an interval of 10 steps, or past it.
+    assert [always.due(first, step) for first, step in ((5, 9), (9, 10), (10, 19), (8, 12))] == [False, True] * 2
 
 
 def test_trackers_see_all_phases_as_one_and_go_on_after_a_resume(tmp_path, monkeypatch):
@@ -566,13 +604,13 @@ def test_an_algorithm_does_not_run_with_the_common_of_another_checkout(tmp_path)
         (tmp_path / folder).mkdir()
     copy = tmp_path / "algorithms" / "rlpd.py"
     shutil.copy(FILE, copy)
-    (tmp_path / "common" / "training.py").write_text("")
+    (tmp_path / "common" / "command.py").write_text("")
     with pytest.raises(Refused, match="PYTHONPATH"):
-        training.check_siblings(copy)
+        command.check_siblings(copy)
     # Alone, a copy runs with the installed one.
-    (tmp_path / "common" / "training.py").unlink()
-    training.check_siblings(copy)
-    training.check_siblings(FILE)
+    (tmp_path / "common" / "command.py").unlink()
+    command.check_siblings(copy)
+    command.check_siblings(FILE)
 
 
 def test_the_command_line_refuses_with_status_2_and_without_a_traceback(tmp_path):

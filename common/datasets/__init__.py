@@ -27,6 +27,7 @@ import numpy as np
 
 from common import environments, recipes
 from common.datasets.sources import READERS, Episodes, Rows, fingerprint, is_here, validate, within_reach
+from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch
 from common.tasks import Task
@@ -35,6 +36,8 @@ ACTION_LIMIT = 10.0
 """Actions beyond it, brought to the environment's [-1, 1], are no actions of this environment."""
 ACTION_MARGIN = 1e-5
 """Batches hold actions in +-(1 - margin), where a tanh policy has a finite log-density, as in RLPD's and IQL's code."""
+_STRAY_SHARE = 1e-3
+"""Share of a maze's positions that may lie inside walls: contacts are soft, but another maze shows at once."""
 _ARRAYS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
 
 
@@ -109,10 +112,30 @@ def default_source(task: Task) -> str | None:
     return published if within_reach(published) else f"recipe:{recipe}"
 
 
+def environment_of(task: Task, data: Dataset) -> Environment:
+    """The environment of a task, in the form that its data have. Raises Refused for data from another environment."""
+    environment = environments.make(task, data.observation.shape[1], data.action.shape[1])
+    _check_maze(environment, data)
+    return environment
+
+
+def _check_maze(environment: Environment, data: Dataset) -> None:
+    """Refuse data that were collected in another maze than the one that is played."""
+    if not environment.task.reaches_goal:
+        return
+    stray = environment.inside_walls(data.observation).mean()
+    if stray > _STRAY_SHARE:
+        raise Refused(
+            f"{environment.task.name}: {stray:.1%} of the positions in {data.source} lie inside walls of the maze "
+            "that is played: another maze, a mirrored one or another frame; what works is "
+            + ("D4RL's, whose origin is the start" if environment.origin.any() else "gymnasium-robotics', centred")
+        )
+
+
 def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
     """Validated rows as transitions of the task: the rules at the top of this file."""
     validate(source, rows)
-    environment = environments.open_form(task, rows.observation.shape[1], rows.action.shape[1])
+    environment = environments.make(task, rows.observation.shape[1], rows.action.shape[1])
     try:
         count = len(rows.reward)
         observation, boundary = rows.observation, rows.boundary.copy()
@@ -188,13 +211,13 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             source=source,
             metadata=metadata,
         )
-        environments.check_maze(environment, dataset)
+        _check_maze(environment, dataset)
         return dataset
     finally:
         environment.close()
 
 
-def _mark_one_goal(environment: environments.Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
+def _mark_one_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:
     """Whether rewards [n] are those of one goal that D4RL's AntMaze may have drawn."""
     if not environment.draws_goal or set(np.unique(reward).tolist()) != {0.0, 1.0}:
         return False

@@ -23,7 +23,7 @@ from common import datasets, recipes, tasks
 from common.datasets import cards, pixels
 from common.datasets.sources import is_here
 from common.errors import Refused, exiting
-from common.runs import making
+from common.terminal import making
 
 CONSOLE = Console()
 Name = Annotated[str, tyro.conf.Positional]

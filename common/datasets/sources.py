@@ -285,7 +285,7 @@ def _relabelled(task: Task, source: str, rows: Mapping[str, np.ndarray]) -> dict
         )
     if "qpos" not in rows:
         raise Refused(f"{source} has neither rewards and masks nor the states (qpos) from which they follow")
-    environment = environments.open_form(task)
+    environment = environments.make(task)
     try:
         from ogbench.relabel_utils import relabel_dataset  # there, since the environment is
 

@@ -39,7 +39,7 @@ PARAMETERS = {
 
 def generate(environment: Environment, size: int, seed: int) -> Iterator[Episode]:
     """Episodes of the planner towards goals anywhere, `size` transitions in all; rewards are `environment`'s."""
-    planner = environments.open_form(environment.task, _OBSERVED_GOAL_SIZE)
+    planner = environments.make(environment.task, _OBSERVED_GOAL_SIZE)
     try:
         yield from first(_plans(environment, planner, size, np.random.default_rng(seed)), size)
     finally:

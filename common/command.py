@@ -1,0 +1,106 @@
+"""The command line of an algorithm file: from arguments to an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from common import commandline, launch
+from common.commandline import Request
+from common.errors import Refused, exiting
+from common.machine import cores
+from common.runs import RunDirectory, digests, finite, versions
+
+MEASURED = ("eval_every", "eval_episodes", "log_every")
+"""Arguments of a run that decide what its tables hold; presets may set them."""
+
+
+def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """The command line of an algorithm file. Leaves with status 0 only when the run has finished."""
+    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], Console()))
+
+
+def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
+    """Parse, check, train; the exit status. Raises Refused before anything is written for a request it cannot serve."""
+    source = Path(inspect.getfile(agent_class)).resolve()
+    name = source.stem
+    check_siblings(source)
+    description = inspect.getdoc(sys.modules[agent_class.__module__]) or ""
+    resume = commandline.resumed(arguments)
+    if resume is None:
+        request = commandline.parse(arguments, name, description, config_class, presets)
+        prepare_devices(request)
+        return launch.run(agent_class, request, arguments, console).status
+
+    directory, saved = RunDirectory.open(resume)
+    if saved["algorithm"] != name:
+        raise Refused(f"--resume {resume}: a run of {saved['algorithm']}.py, not of {name}.py")
+    if (resume / "summary.json").exists():
+        console.print(f"{resume} has finished already; its results are in summary.json")
+        return 0
+    request = commandline.parse(saved["arguments"], name, description, config_class, presets)
+    check_unchanged(resume, saved, request)
+    request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved["devices"]))
+    prepare_devices(request)
+    request = on_this_machine(request, saved, source, console)
+    return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
+
+
+def prepare_devices(request: Request) -> None:
+    """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
+    count = request.run.devices or min(cores(), request.number_of_runs)
+    with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
+        jax.config.update("jax_num_cpu_devices", count)
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+
+
+def check_siblings(source: Path) -> None:
+    """Refuse an algorithm of one checkout with the common/ of another, which is what an installation may lead to."""
+    own, imported = source.parent.parent / "common" / Path(__file__).name, Path(__file__).resolve()
+    if own.exists() and own.resolve() != imported:
+        raise Refused(
+            f"{source} would run with {imported.parent} instead of the common/ beside it: pip install -e "
+            f"{source.parent.parent}, or set PYTHONPATH to that folder"
+        )
+
+
+def check_unchanged(resume: Path, saved: Mapping[str, Any], request: Request) -> None:
+    """Refuse to go on with other values than the run began with: its arguments may mean something else by now."""
+    values = dataclasses.asdict(request.config) | {name: getattr(request.run, name) for name in MEASURED}
+    now = json.loads(json.dumps(finite(values), default=str))
+    then = saved["config"] | {name: saved["run"][name] for name in MEASURED}
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            raise Refused(
+                f"--resume {resume}: {name} was {then.get(name)} when it began and is {now.get(name)} now, since "
+                f"defaults or presets have changed; go on with the code of commit {saved['commit']}, or begin anew"
+            )
+
+
+def on_this_machine(request: Request, saved: Mapping[str, Any], source: Path, console: Console) -> Request:
+    """The request with no more devices than there are; says what keeps a resumed run from repeating itself exactly."""
+    notes = []
+    notes += [f"{name} has changed" for name, sha256 in digests(source).items() if saved["sources"].get(name) != sha256]
+    mine = versions()
+    notes += [f"{package} was {old}, is {mine.get(package)}" for package, old in saved["versions"].items()
+              if old != mine.get(package)]  # fmt: skip
+    if saved["device"]["backend"] != jax.default_backend():
+        notes.append(f"it ran on {saved['device']['kind']}")
+    if (request.run.devices or 1) > jax.device_count():
+        notes.append(f"it ran on {request.run.devices} devices, {jax.device_count()} are here")
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=None))
+    if notes:
+        console.print(f"since this run began, {'; '.join(notes)}: numbers may differ", highlight=False, soft_wrap=True)
+    return request

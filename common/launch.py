@@ -1,0 +1,120 @@
+"""From a request to its runs: task, data and run directory, all checked before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from common import datasets, environments, tasks
+from common.commandline import Request
+from common.datasets import Dataset, cards
+from common.errors import Refused
+from common.programs import Programs
+from common.runs import RunDirectory, commit, device, digests, versions
+from common.tasks import Task
+from common.terminal import making
+from common.trackers import Trackers
+from common.training import Result, Session
+
+
+def run(
+    agent_class: type,
+    request: Request,
+    arguments: Sequence[str],
+    console: Console,
+    begun: tuple[RunDirectory, Mapping[str, Any]] | None = None,
+) -> Result:
+    """Train what a request asks for.
+
+    `arguments` are those that parse to the request: what --resume reads. `begun` is a run to go on with: its directory,
+    and what its config.json says. Raises Refused for a request that cannot be served, before anything is written.
+    """
+    directory, saved = begun or (None, None)
+    task = tasks.find(request.run.env)
+    check(request, task)
+    # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
+    source = saved["dataset"]["source"] if saved and saved["dataset"] else None
+    data = load(request, task, request.run.dataset or source, console)
+    card = None if data is None else cards.card(data, task)
+    environment = environments.make(task) if data is None else datasets.environment_of(task, data)
+    environment.close()
+    programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
+    prior = None if data is None else agent_class.prepare(request.config, data, task)
+    if directory is None:
+        directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
+    elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
+        raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
+    if card is not None:
+        console.print(cards.format_card(card), highlight=False, soft_wrap=True)
+    with (
+        directory.claimed(),
+        contextlib.closing(Session(request, programs, task, data, prior, directory, console)) as session,
+    ):
+        if begun is not None:
+            session.restore()
+        return session.train()
+
+
+def check(request: Request, task: Task) -> None:
+    """Raise Refused for what can be seen to be impossible before there are data."""
+    Trackers.check(request.run)
+    if request.run.dataset is not None and not request.config.uses_prior_data:
+        raise Refused(
+            f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "
+            "raise it, or leave the data out"
+        )
+    for point in request.points():
+        if why := dataclasses.replace(request.config, **point).misfit(task):
+            raise Refused(why)
+
+
+def load(request: Request, task: Task, source: str | None, console: Console) -> Dataset | None:
+    """The prior data of a request, from `source` or the task's own; None if it learns without. Raises Refused."""
+    if not request.config.uses_prior_data:
+        return None
+    with making(console) as progress:
+        data = datasets.load(task, source, progress)
+    if data is None:
+        without = request.config.without_data and f", or learn without any: {request.config.without_data}"
+        raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
+    return data
+
+
+def begin(
+    agent_class: type,
+    request: Request,
+    arguments: Sequence[str],
+    task: Task,
+    card: Mapping[str, Any] | None,
+    devices: int,
+) -> RunDirectory:
+    """A new run directory, with all that is needed to repeat its runs in config.json. Raises Refused."""
+    source = Path(inspect.getfile(agent_class)).resolve()
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return RunDirectory.create(
+        request.run.out or Path("runs") / source.stem / task.name.replace("/", "-") / stamp,
+        {
+            "algorithm": source.stem,
+            "id": uuid.uuid4().hex,
+            "sources": digests(source),
+            "arguments": list(arguments),
+            "run": dataclasses.asdict(request.run),
+            "config": dataclasses.asdict(request.config),
+            "grid": dict(request.grid),
+            "dataset": card,
+            "versions": versions(),
+            "commit": commit(),
+            "device": device(),
+            "devices": devices,
+            "matmul_precision": jax.config.jax_default_matmul_precision,
+        },
+    )

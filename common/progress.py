@@ -1,0 +1,103 @@
+"""How far a command's runs have come: what the loops advance, checkpoints keep and reports read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+_OF_THIS_PROCESS = ("phases", "earlier_seconds", "began")
+"""Fields that no checkpoint keeps as they are."""
+
+
+@dataclass
+class Progress:
+    """Phase and step of all runs, which move together, and what came of them and how long it took so far."""
+
+    phases: Mapping[str, int]
+    """Name -> steps of the phases that take place, in their order; there is at least one."""
+    phase: str = ""
+    """The present one; the first to begin with."""
+    step: int = 0
+    """Steps of the present phase that are done."""
+    learning_seconds: float = 0.0
+    """In the present phase: of updates, environment steps while learning included."""
+    learning_steps: int = 0
+    """In the present phase: the steps that took `learning_seconds`."""
+    phase_evaluation_seconds: float = 0.0
+    """In the present phase."""
+    evaluation_seconds: float = 0.0
+    """In all phases."""
+    compile_seconds: float = 0.0
+    """In all phases."""
+    diverged_at_step: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Run, as JSON names it -> {"phase": ..., "step": ...} of its first action that was not finite."""
+    episode_scores: list[list[float]] = field(default_factory=list)
+    """[runs][episodes], percent: of the last evaluation; empty before it, and for tasks without a score."""
+    earlier_seconds: float = 0.0
+    """Of the processes before this one, up to the checkpoint that this one goes on from."""
+    began: float = field(default_factory=time.perf_counter)
+    """When this process began, by `time.perf_counter`."""
+
+    def __post_init__(self) -> None:
+        self.phase = self.phase or next(iter(self.phases))
+
+    def order(self, phase: str) -> int:
+        """The place of a phase among those there are."""
+        return list(self.phases).index(phase)
+
+    @property
+    def total_step(self) -> int:
+        """Steps of all phases so far."""
+        return sum(list(self.phases.values())[: self.order(self.phase)]) + self.step
+
+    @property
+    def total(self) -> int:
+        """Steps of all phases when everything is done."""
+        return sum(self.phases.values())
+
+    @property
+    def phase_is_over(self) -> bool:
+        """Whether all steps of the present phase are done."""
+        return self.step >= self.phases[self.phase]
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase: its step, and what is counted by phase, start at 0."""
+        self.phase, self.step = phase, 0
+        self.learning_seconds, self.learning_steps, self.phase_evaluation_seconds = 0.0, 0, 0.0
+
+    def learnt(self, steps: int, seconds: float) -> None:
+        """Count steps that took so long."""
+        self.learning_steps += steps
+        self.learning_seconds += seconds
+
+    def evaluated(self, seconds: float) -> None:
+        """Count an evaluation that took so long."""
+        self.evaluation_seconds += seconds
+        self.phase_evaluation_seconds += seconds
+
+    @property
+    def speed(self) -> float:
+        """Steps of each run per second while learning in this phase, evaluation not counted."""
+        return self.learning_steps / max(1e-9, self.learning_seconds)
+
+    @property
+    def speed_with_evaluation(self) -> float:
+        """The same with the time of this phase's evaluations counted."""
+        return self.learning_steps / max(1e-9, self.learning_seconds + self.phase_evaluation_seconds)
+
+    def whole_seconds(self) -> float:
+        """Of the command so far, once its data are there, without what an interruption lost."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, JSON-able."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_THIS_PROCESS}
+        return kept | {"whole_seconds": self.whole_seconds()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; what else a checkpoint holds is left alone."""
+        for name in state.keys() & {f.name for f in fields(self) if f.name not in _OF_THIS_PROCESS}:
+            setattr(self, name, state[name])
+        self.earlier_seconds = state["whole_seconds"]
