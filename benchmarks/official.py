@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.finished import begun, jobs
-from benchmarks.throughput import commit_of
+from benchmarks.results import commit_of
 from common import datasets, environments, recipes, tasks
 from common.datasets import Dataset, cards
 from common.errors import Refused, exiting

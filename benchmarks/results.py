@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,12 @@ def invocation(program: str) -> str:
         for a in sys.argv[1:]
     ]
     return " ".join(["python -m", program, *shown])
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit of another project's checkout, which was measured beside ours."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
+    return head.stdout.strip() or "(no commit known)"
 
 
 def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: Any) -> Path:

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
-from benchmarks.results import file, publish
+from benchmarks.results import commit_of, file, publish
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
@@ -411,12 +411,6 @@ def main(asked: Throughput) -> None:
         "benchmarks.throughput",
         peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},
     )
-
-
-def commit_of(checkout: Path) -> str:
-    """What was measured against."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
-    return head.stdout.strip() or "(no commit known)"
 
 
 if __name__ == "__main__":
