@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.report import markdown
-from benchmarks.results import file, publish, write
+from benchmarks.reporting.results import file, publish, write
 from common import commandline, environments, tasks
 from common.errors import Refused, exiting
 

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
-from benchmarks.results import commit_of, file, publish
+from benchmarks.reporting.results import commit_of, file, publish
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
@@ -311,7 +311,7 @@ class Peer:
             "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
             "hidden": config.hidden, "updates": UPDATES[algorithm], "utd": config.utd if algorithm in ONLINE else 1,
         }  # fmt: skip
-        script, flag = Path(__file__).parent / "peers" / "theirs.py", name.replace("_", "-")
+        script, flag = Path(__file__).parent / "studies" / "peers" / "theirs.py", name.replace("_", "-")
         command = [python, str(script), flag, str(checkout), json.dumps(settings)]
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

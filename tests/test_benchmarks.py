@@ -22,21 +22,10 @@ import pytest
 from rich.console import Console
 
 from algorithms import bc
-from benchmarks import (
-    alarm,
-    antmaze_data,
-    evaluations,
-    fuzz,
-    kill,
-    lengths,
-    official,
-    report,
-    results,
-    scaling,
-    throughput,
-    two_ways,
-)
-from benchmarks.page import costs, rate
+from benchmarks import report, scaling, throughput
+from benchmarks.reporting import results
+from benchmarks.reporting.page import costs, rate
+from benchmarks.studies import alarm, antmaze_data, evaluations, fuzz, kill, lengths, official, two_ways
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
@@ -74,7 +63,7 @@ def test_an_environment_of_ones_own_is_a_task():
     with pytest.raises(Refused, match="module that can be imported"):
         tasks.find("no_such_module:Anything-v0")
     with pytest.raises(Refused, match="unknown task"):
-        tasks.find("benchmarks.two_ways:ThreeWays-v0")
+        tasks.find("benchmarks.studies.two_ways:ThreeWays-v0")
 
 
 @pytest.fixture
@@ -216,18 +205,18 @@ def test_a_result_says_how_it_was_made_without_the_machines_folders(tmp_path, mo
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("loading --task hoper-medium", "unknown task 'hoper-medium': did you mean hopper-medium"),
-        ("loading --frames 499", "--repeats must be at least 1, --frames at least 500"),
-        ("locomotion_data --tasks antmaze-umaze", "--tasks antmaze-umaze: there are hopper-random, "),
-        ("antmaze_data --tasks hopper-medium", "--tasks hopper-medium: there are antmaze-umaze, "),
-        ("antmaze_data --episodes -1", "--episodes must be 0 or more, not -1"),
-        ("locomotion_policies --minutes 0", "--minutes must be more than 0"),
-        ("ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
-        ("fuzz --trials 0", "--trials must be at least 1, not 0"),
-        ("kill --trials 0", "--trials must be at least 1, not 0"),
-        ("two_ways --episodes 0", "--episodes must be at least 1"),
-        ("two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
-        ("two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
+        ("studies.loading --task hoper-medium", "unknown task 'hoper-medium': did you mean hopper-medium"),
+        ("studies.loading --frames 499", "--repeats must be at least 1, --frames at least 500"),
+        ("studies.locomotion_data --tasks antmaze-umaze", "--tasks antmaze-umaze: there are hopper-random, "),
+        ("studies.antmaze_data --tasks hopper-medium", "--tasks hopper-medium: there are antmaze-umaze, "),
+        ("studies.antmaze_data --episodes -1", "--episodes must be 0 or more, not -1"),
+        ("makers.locomotion_policies --minutes 0", "--minutes must be more than 0"),
+        ("makers.ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
+        ("studies.fuzz --trials 0", "--trials must be at least 1, not 0"),
+        ("studies.kill --trials 0", "--trials must be at least 1, not 0"),
+        ("studies.two_ways --episodes 0", "--episodes must be at least 1"),
+        ("studies.two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
+        ("studies.two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
         ("throughput --rounds 0", "--algorithms, --rounds and --runs: at least one of each"),
         ("throughput --name a/b", "'throughput_a/b' cannot name a result"),
     ],
@@ -245,16 +234,16 @@ def test_a_mistyped_command_ends_with_one_line(tmp_path, monkeypatch, capsys, co
         runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
     said = capsys.readouterr().err
     assert (ended.value.code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"{program}: ")
+    assert said.startswith(f"{program.rpartition('.')[2]}: ")
     assert told in said
 
 
 def test_lengths_take_no_flag(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["lengths", "--task", "rlpd"])
-    monkeypatch.delitem(sys.modules, "benchmarks.lengths")
+    monkeypatch.delitem(sys.modules, "benchmarks.studies.lengths")
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("benchmarks.lengths", run_name="__main__", alter_sys=True)
+        runpy.run_module("benchmarks.studies.lengths", run_name="__main__", alter_sys=True)
     assert (ended.value.code, list(tmp_path.iterdir())) == (2, [])
 
 

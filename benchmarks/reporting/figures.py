@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.finished import Finished, names
-from benchmarks.statistics import balanced, interquartile_mean, interval, mean, optimality_gap, profile
+from benchmarks.reporting.finished import Finished, names
+from benchmarks.reporting.statistics import balanced, interquartile_mean, interval, mean, optimality_gap, profile
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
 """Of Okabe and Ito, with Tol's wine instead of yellow: distinct to the colour-blind."""

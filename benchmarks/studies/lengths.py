@@ -1,4 +1,4 @@
-"""How long the algorithm files are, and what their lines are for: `python -m benchmarks.lengths`.
+"""How long the algorithm files are, and what their lines are for: `python -m benchmarks.studies.lengths`.
 
 Equations: the docstring on top. Settings: Config and presets. Interface: imports and what programs.py asks of an agent
 (prepare, create, sample, enter, explore, act). Science: the rest, losses and updates and networks of its own. Empty
@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common.errors import exiting
 
 INTERFACE = {"prepare", "create", "sample", "enter", "explore", "act"}
@@ -47,7 +47,7 @@ def kinds(source: str) -> dict[str, int]:
 def main() -> None:
     """Count, print, write."""
     rows = []
-    for path in sorted((Path(__file__).parents[1] / "algorithms").glob("*.py")):
+    for path in sorted((Path(__file__).parents[2] / "algorithms").glob("*.py")):
         if path.stem != "__init__":
             counted = kinds(path.read_text())
             total = sum(counted.values())
@@ -56,7 +56,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-    publish("lengths", rows, "benchmarks.lengths")
+    publish("lengths", rows, "benchmarks.studies.lengths")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import Refused
 from common.runs import Table, commit, device, versions, write_json
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parents[1] / "results"
 ROOM = "make room, or have it be yours"
 """What helps where a result cannot be written."""
 FILES = re.compile(r"^((?:--dataset=)?(?:d4rl|npz|ogbench):)(.+)$")
