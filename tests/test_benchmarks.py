@@ -283,6 +283,20 @@ def test_every_line_of_a_file_is_counted_once():
     assert min(counted.values()) > 10
 
 
+def test_a_files_own_lines_are_those_of_no_other():
+    source = (
+        '"""What it is.\n\nMore.\n"""\n'
+        "import os\nfrom os import (\n    path,\n)\n\n"
+        'class Config:\n    rate: float = %s\n    """In one line."""\n\n'
+        '@cache\ndef loss(\n    batch,\n):\n    """In one line."""\n    q = batch.q\n    return %s\n'
+    )
+    one, two = source % ("0.1", "q"), source % ("0.1", "q * q")
+    assert lengths.telling(one) == ['"""What it is.', "More.", '"""', "rate: float = 0.1", "q = batch.q", "return q"]
+    # What one file says twice is still its own; indentation does not make it another's.
+    three = "if True:\n    q = batch.q\n    new = 1\n    new = 1\n"
+    assert lengths.own({"one": one, "two": two, "three": three}) == {"one": 1 / 6, "two": 1 / 6, "three": 3 / 4}
+
+
 def small_checkout(folder: Path) -> Path:
     """What a checkout of the authors' IQL holds, with a learner that goes forward at the number of its updates."""
     (folder / "configs").mkdir(parents=True)

@@ -1,13 +1,17 @@
 """How long the algorithm files are, and what their lines are for: `python -m benchmarks.studies.lengths`.
 
 Equations: the docstring on top. Settings: Config and presets. Interface: imports and what programs.py asks of an agent
-(prepare, create, sample, enter, explore, act). Science: the rest, losses and updates and networks of its own. Empty
-lines are left out. Rows go to benchmarks/results/lengths.{csv,json}.
+(prepare, create, sample, enter, explore, act). Science: the rest, losses and updates and networks of its own; `share`,
+of all lines. `own` is another share: of the lines that are neither imports nor signatures nor docstrings of one line,
+those that no other algorithm file has, wherever they are indented. Empty lines are left out. Rows go to
+benchmarks/results/lengths.{csv,json}.
 """
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
@@ -44,14 +48,39 @@ def kinds(source: str) -> dict[str, int]:
     return {name: filled.count(name) for name in ("equations", "settings", "interface", "science")}
 
 
+def telling(source: str) -> list[str]:
+    """The filled lines, without indentation, that are neither imports nor signatures nor docstrings of one line."""
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            left_out.update(range(node.lineno, node.end_lineno + 1))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            left_out.update(range(first, max(node.lineno + 1, node.body[0].lineno)))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.lineno == node.end_lineno:
+            left_out.add(node.lineno)
+    return [
+        line.strip() for number, line in enumerate(source.splitlines(), 1) if line.strip() and number not in left_out
+    ]
+
+
+def own(sources: Mapping[str, str]) -> dict[str, float]:
+    """File -> share of its telling lines that no other file has."""
+    lines = {name: telling(source) for name, source in sources.items()}
+    files = Counter(line for mine in lines.values() for line in set(mine))
+    return {name: sum(files[line] == 1 for line in mine) / len(mine) for name, mine in lines.items()}
+
+
 def main() -> None:
     """Count, print, write."""
-    rows = []
-    for path in sorted((Path(__file__).parents[2] / "algorithms").glob("*.py")):
-        if path.stem != "__init__":
-            counted = kinds(path.read_text())
-            total = sum(counted.values())
-            rows.append({"file": path.name, "lines": total, **counted, "share": round(counted["science"] / total, 2)})
+    paths = sorted((Path(__file__).parents[2] / "algorithms").glob("*.py"))
+    sources = {path.name: path.read_text() for path in paths if path.stem != "__init__"}
+    rows, alone = [], own(sources)
+    for name, source in sources.items():
+        counted = kinds(source)
+        total = sum(counted.values())
+        shares = {"share": round(counted["science"] / total, 2), "own": round(alone[name], 2)}
+        rows.append({"file": name, "lines": total, **counted, **shares})
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
