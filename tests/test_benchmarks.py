@@ -475,9 +475,10 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     monkeypatch.setattr(scaling, "environment_rate", lambda: 500.0)
     columns = "algorithm,whose,runs,updates_per_second,first_two_calls_seconds\n"
     rows = ["bc,ours,1,1000,5", "bc,ours,5,2000,10", "bc,corl,1,1,1", "rlpd,ours,1,1000,0", "rlpd,ours,5,5000,0"]
+    rows += ["rlpd,ours,8,9000,", "edac,corl,1,1,1"]  # neither says what a job of ours takes
     (tmp_path / "throughput_small.csv").write_text(columns + "\n".join(rows))
     (tmp_path / "throughput_small.json").write_text('{"device": {"kind": "cpu", "cores": 2}}')
-    with pytest.raises(Refused, match="--throughput gpu: there are small"):
+    with pytest.raises(Refused, match="throughput gpu: there are small"):
         scaling.main(scaling.Scaling("gpu"))
     for machines in ((0,), ()):
         with pytest.raises(Refused, match="must be at least 1"):
@@ -489,21 +490,27 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     with (tmp_path / "scaling_small.csv").open() as file:
         one, many = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     # Ten seeds: cloning half a million updates each, five at a time; RLPD five million; evaluations 200,000 steps of
-    # each seed at 2 x 500 per second, and RLPD's own 250,000.
-    cloning, rlpd = 10 + 5e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * 450
+    # each seed at 2 x 500 per second, and RLPD's own 250,000 at 500.
+    cloning, rlpd = 10 + 5e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * (200 + 500)
     np.testing.assert_allclose(one["together_hours"], 3 * (cloning + rlpd) / 3600)
     assert (one["together_jobs"], one["alone_jobs"], one["together_busy"]) == (6, 60, 1)
     np.testing.assert_allclose(many["together_hours"], rlpd / 3600)
-    np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 450) / 3600)
-    # Three of RLPD's jobs, and cloning's all on one; with one seed in each, thirty of RLPD's, and cloning's by sevens.
+    np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 700) / 3600)
+    # Three of RLPD's jobs, and cloning's all on one; with one seed in each, thirty of RLPD's, and cloning's by eights.
     assert 3 * cloning < rlpd
-    assert (5e6 / 1000 + 450) // (5 + 5e5 / 1000 + 200) == 7
+    assert (5e6 / 1000 + 700) // (5 + 5e5 / 1000 + 200) == 8
     said = " ".join((tmp_path / "scaling_small.md").read_text().split())
     assert "with 10 seeds" in said
-    assert "with all seeds in one job, 4 machines end with it, after 4.0 hours, and more are of no use" in said
-    assert "hours, 35 do, after 1.5 hours" in said
+    assert "with all seeds in one job, 4 machines end with it, after 4.7 hours, and more are of no use" in said
+    assert "hours, 34 do, after 1.6 hours" in said
     about = json.loads((tmp_path / "scaling_small.json").read_text())
-    assert about["machines_of_use"] == {"together": 4, "alone": 35}
+    assert about["machines_of_use"] == {"together": 4, "alone": 34}
+    missing = scaling.unmeasured(["bc", "rlpd"])
+    assert about["not_measured"] == missing
+    assert {"edac", "iql"} < set(missing)
+    assert not {"bc", "rlpd", "__init__"} & set(missing)
+    named = f"on this machine: {', '.join(missing)}. All other algorithms are taken to cost what the 2 measured"
+    assert named in said
     with replaced(tmp_path / "scaling_small.md"):
         scaling.main(scaling.Scaling("small"))
 

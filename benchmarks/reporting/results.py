@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -63,6 +64,16 @@ def invocation(program: str) -> str:
         for a in sys.argv[1:]
     ]
     return " ".join(["python -m", program, *shown])
+
+
+def rows_of(kind: str, name: str) -> list[dict[str, str]]:
+    """The rows of benchmarks/results/KIND_NAME.csv. Raises Refused, with the names there are, if it is not there."""
+    table = file(f"{kind}_{name}", ".csv")
+    if not table.is_file():
+        known = sorted(path.stem.removeprefix(f"{kind}_") for path in table.parent.glob(f"{kind}_*.csv"))
+        raise Refused(f"{kind} {name}: there are {', '.join(known)}")
+    with table.open(newline="") as content:
+        return list(csv.DictReader(content))
 
 
 def commit_of(checkout: Path) -> str:
