@@ -1,15 +1,16 @@
 """What a large benchmark costs: on one machine, on eight, on a hundred, and where more of them no longer help.
 
     python -m benchmarks.scaling [--throughput cpu] [--algorithms 25] [--tasks 20] [--seeds 10] [--machines 1 8 100]
+        [--steps-per-second 27000]
 
 From what was measured in benchmarks/results/throughput_NAME.csv (updates per second and first calls of algorithms, on
-one machine, with a GPU or without) and from the environment steps that a core of this machine takes per second; the
-rest is arithmetic. A benchmark is algorithms x tasks x seeds; those that were not measured, or are not written yet, are
-taken to cost what the measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or
-with one; a job is never spread over machines, jobs do not speak with each other, and go to whichever machine is free,
-the longest first: more machines are of no use than it takes so for all jobs to end with the longest. Sizes are the
-papers', as each algorithm's presets have them for one task of locomotion, and twenty evaluations of ten episodes of a
-thousand steps.
+one machine, with a GPU or without) and from the environment steps that a core takes per second, timed here unless they
+are given; the rest is arithmetic. A benchmark is algorithms x tasks x seeds; those that were not measured, or are not
+written yet, are taken to cost what the measured ones cost, in turn. A job is an algorithm on a task with all its seeds
+side by side, or with one; a job is never spread over machines, jobs do not speak with each other, and go to whichever
+machine is free, the longest first: more machines are of no use than it takes so for all jobs to end with the longest.
+Sizes are the papers', as each algorithm's presets have them for one task of locomotion, and twenty evaluations of ten
+episodes of a thousand steps.
 
 Learning and environments are taken to wait for each other, as they do in training.py. Online, the environments of all
 seeds are stepped one after another by one core; evaluations have all the machine's cores. Rows go to
@@ -23,6 +24,7 @@ import heapq
 import importlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -62,6 +64,8 @@ class Scaling:
     """Numbers of machines, each like the one measured."""
     cores: int | None = None
     """Cores of each machine for its evaluations; default: those of the one measured."""
+    steps_per_second: float | None = None
+    """Environment steps that such a core takes per second; default: timed here, where other work slows it down."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,10 @@ def environment_rate(seconds: float = 2.0) -> float:
 
 
 def duration(seconds: float) -> str:
-    """In hours or days."""
+    """In minutes, hours or days."""
     hours = seconds / 3600
+    if hours < 1:
+        return f"{60 * hours:.0f} minutes"
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
@@ -164,8 +170,10 @@ def main(asked: Scaling) -> None:
     """Reckon, print, write."""
     if min(asked.algorithms, asked.tasks, asked.seeds, asked.cores or 1, *asked.machines or (0,)) < 1:
         raise Refused("--algorithms, --tasks, --seeds, --cores and --machines must be at least 1")
+    if asked.steps_per_second is not None and not 0 < asked.steps_per_second < math.inf:
+        raise Refused(f"--steps-per-second must be positive, not {asked.steps_per_second}")
     rows, about = read(asked.throughput)
-    device, rate = about["device"], environment_rate()
+    device, rate = about["device"], asked.steps_per_second or environment_rate()
     costs: dict[str, dict[str, Cost]] = {}
     for name, seeds in (("together", asked.seeds), ("alone", 1)):
         machine = rate, asked.cores or device["cores"]
@@ -229,8 +237,8 @@ def page(
     absent = f"Not measured on this machine: {', '.join(missing)}. " if missing else ""
     return f"""# {asked.algorithms} algorithms on {asked.tasks} tasks with {asked.seeds} seeds
 
-At the papers' sizes, on machines like the one measured ({machine}), with {rate:,.0f} environment steps per second and
-core, as one core takes where this was reckoned.
+At the papers' sizes, on machines like the one measured ({machine}).
+A core takes {rate:,.0f} environment steps per second ({"timed here" if asked.steps_per_second is None else "given"}).
 
 {markdown(each)}
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -483,6 +484,9 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     for machines in ((0,), ()):
         with pytest.raises(Refused, match="must be at least 1"):
             scaling.main(scaling.Scaling("small", machines=machines))
+    for steps in (0.0, float("nan")):
+        with pytest.raises(Refused, match="--steps-per-second must be positive"):
+            scaling.main(scaling.Scaling("small", steps_per_second=steps))
     (tmp_path / "throughput_old.csv").write_text("algorithm,runs\nbc,1")
     with pytest.raises(Refused, match=r"throughput_old\.csv has other columns: measure anew"):
         scaling.main(scaling.Scaling("old"))
@@ -501,6 +505,7 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     assert (5e6 / 1000 + 700) // (5 + 5e5 / 1000 + 200) == 8
     said = " ".join((tmp_path / "scaling_small.md").read_text().split())
     assert "with 10 seeds" in said
+    assert "(cpu, 2 cores). A core takes 500 environment steps per second (timed here)." in said
     assert "with all seeds in one job, 4 machines end with it, after 4.7 hours, and more are of no use" in said
     assert "hours, 34 do, after 1.6 hours" in said
     about = json.loads((tmp_path / "scaling_small.json").read_text())
@@ -512,7 +517,28 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     named = f"on this machine: {', '.join(missing)}. All other algorithms are taken to cost what the 2 measured"
     assert named in said
     with replaced(tmp_path / "scaling_small.md"):
-        scaling.main(scaling.Scaling("small"))
+        scaling.main(scaling.Scaling("small", steps_per_second=1000.0))
+    assert "A core takes 1,000 environment steps per second (given)." in (tmp_path / "scaling_small.md").read_text()
+
+
+def test_what_was_measured_on_a_gpu_is_reckoned_with(tmp_path, monkeypatch, capsys):
+    for ending in (".csv", ".json"):
+        shutil.copy(results.file("throughput_h100", ending), tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    scaling.main(scaling.Scaling("h100", machines=(1,), steps_per_second=27_000.0))
+    about = json.loads((tmp_path / "scaling_h100.json").read_text())
+    assert (about["throughput"]["device"]["backend"], "edac" in about["not_measured"]) == ("gpu", True)
+    page = (tmp_path / "scaling_h100.md").read_text()
+    assert "(NVIDIA H100 80GB, 16 cores)" in page
+    # Five million updates of each of ten seeds, at 9,771 per second of all; their environments.
+    assert "| rlpd | 1.5 hours | 2% |" in page
+    rows, _ = scaling.read("h100")
+    cost = scaling.cost(rows, "rlpd", 10, 27_000.0, 16)
+    np.testing.assert_allclose(cost.learning, 10 * 5e6 / 9771.12, rtol=1e-5)
+    np.testing.assert_allclose(cost.environments, 10 * (250_000 + 200_000 / 16) / 27_000)
+    # With 4 and 32 seeds RLPD's first calls were not timed: what one and ten do is known.
+    assert scaling.cost(rows, "rlpd", 4, 27_000.0, 16).start == 13.29
+    assert scaling.cost(rows, "rlpd", 32, 27_000.0, 16).start == 16.94
 
 
 def test_evaluations_are_timed_with_and_without_processes_of_their_own(tmp_path, monkeypatch):
