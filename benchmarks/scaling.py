@@ -144,7 +144,7 @@ def duration(seconds: float) -> str:
     """In minutes, hours or days."""
     hours = seconds / 3600
     if hours < 1:
-        return f"{60 * hours:.0f} minutes"
+        return f"{60 * hours:.1f} minutes"
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 

@@ -179,6 +179,12 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
     with pytest.raises(Refused, match="own widths"):
         throughput.main(throughput.Throughput(("bc",), hidden=(8,), corl=tmp_path))
     throughput.main(throughput.Throughput(("bc",), runs=(1, 3), rounds=2, hidden=(16, 16), name="test"))
+    picture = tmp_path / "throughput_test.png"
+    assert picture.stat().st_size > 5000
+    with replaced(picture):
+        throughput.main(throughput.Throughput(draw="test"))
+    with pytest.raises(Refused, match="throughput gpu: there are test"):
+        throughput.main(throughput.Throughput(draw="gpu"))
     with (tmp_path / "throughput_test.csv").open() as file:
         one, three = csv.DictReader(file)
     assert (one["whose"], one["runs"], three["runs"], one["times_corl"]) == ("ours", "1", "3", "")
