@@ -1,1 +1,1 @@
-"""Measurements that repeat themselves from one command; results/ holds what we publish."""
+"""Measurements that repeat themselves from one command: here those for everyone; results/ holds what we publish."""

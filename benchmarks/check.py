@@ -28,8 +28,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.finished import Finished, find, jobs
-from benchmarks.results import file
+from benchmarks.reporting.finished import Finished, find, jobs
+from benchmarks.reporting.results import file
 from common.errors import Refused, exiting
 
 ALARMS = 0.05

@@ -13,9 +13,9 @@ from typing import Any
 
 import tyro
 
-from benchmarks import results
-from benchmarks.finished import load
-from benchmarks.results import command_of, file, write
+from benchmarks.reporting import results
+from benchmarks.reporting.finished import load
+from benchmarks.reporting.results import command_of, file, write
 from common.errors import Refused, exiting
 from common.runs import write_json
 

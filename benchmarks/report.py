@@ -15,10 +15,10 @@ NAME_evaluations.csv:
     steps to 90 %    until an evaluation first reaches nine tenths of the seed's own final score, of all phases; of
                      seeds that end above 0
     unrest           standard deviation of a seed's evaluations over the second half of its steps
-    beside others    the place among published scores, for runs on D4RL's very data (benchmarks/published.py)
+    beside others    the place among published scores, for runs on D4RL's very data (benchmarks/reporting/published.py)
     drop, online     offline to online: what was lost right after the switch, and the mean over the online phase
 
-The last columns, too, are means over tasks. The statistics are those of benchmarks/statistics.py.
+The last columns, too, are means over tasks. The statistics are those of benchmarks/reporting/statistics.py.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks import figures, published
-from benchmarks.finished import Finished, find, names, scored
-from benchmarks.page import page
-from benchmarks.results import ROOM, command_of, file, publish, write
-from benchmarks.statistics import Statistic, balanced, interquartile_mean, interval, mean
+from benchmarks.reporting import figures, published
+from benchmarks.reporting.finished import Finished, find, names, scored
+from benchmarks.reporting.page import page
+from benchmarks.reporting.results import ROOM, command_of, file, publish, write
+from benchmarks.reporting.statistics import Statistic, balanced, interquartile_mean, interval, mean
 from common.errors import exiting
 from common.runs import Table
 

@@ -1,30 +1,34 @@
 """What a large benchmark costs: on one machine, on eight, on a hundred, and where more of them no longer help.
 
     python -m benchmarks.scaling [--throughput cpu] [--algorithms 25] [--tasks 20] [--seeds 10] [--machines 1 8 100]
+        [--steps-per-second 27000]
 
-From what was measured in benchmarks/results/throughput_NAME.csv (updates per second and first calls of every algorithm
-there is, on one machine) and from the environment steps that a core of this machine takes per second; the rest is
-arithmetic. A benchmark is algorithms x tasks x seeds; those that have not been written are taken to cost what the
-measured ones cost, in turn. A job is an algorithm on a task with all its seeds side by side, or with one; a job is
-never spread over machines, jobs do not speak with each other, and go to whichever machine is free, the longest first:
-more machines are of no use than it takes so for all jobs to end with the longest. Sizes are the papers', as each
-algorithm's presets have them for one task of locomotion, and twenty evaluations of ten episodes of a thousand steps.
+From what was measured in benchmarks/results/throughput_NAME.csv (updates per second and first calls of algorithms, on
+one machine, with a GPU or without) and from the environment steps that a core takes per second, timed here unless they
+are given; the rest is arithmetic. A benchmark is algorithms x tasks x seeds; those that were not measured, or are not
+written yet, are taken to cost what the measured ones cost, in turn. A job is an algorithm on a task with all its seeds
+side by side, or with one; a job is never spread over machines, jobs do not speak with each other, and go to whichever
+machine is free, the longest first: more machines are of no use than it takes so for all jobs to end with the longest.
+Sizes are the papers', as each algorithm's presets have them for one task of locomotion, and twenty evaluations of ten
+episodes of a thousand steps.
 
-Learning and environments are taken to wait for each other, as they do in training.py, and environments to have all the
-machine's cores. Rows go to benchmarks/results/scaling_NAME.{csv,json}, the page to scaling_NAME.md.
+Learning and environments are taken to wait for each other, as they do in training.py. Online, the environments of all
+seeds are stepped one after another by one core; evaluations have all the machine's cores. Rows go to
+benchmarks/results/scaling_NAME.{csv,json}, the page to scaling_NAME.md.
 """
 
 from __future__ import annotations
 
 import bisect
-import csv
 import heapq
 import importlib
 import itertools
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +36,9 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
+import algorithms
 from benchmarks.report import markdown
-from benchmarks.results import file, publish, write
+from benchmarks.reporting.results import file, publish, rows_of, write
 from common import commandline, environments, tasks
 from common.errors import Refused, exiting
 
@@ -58,7 +63,9 @@ class Scaling:
     machines: tuple[int, ...] = (1, 8, 100, 500, 1000)
     """Numbers of machines, each like the one measured."""
     cores: int | None = None
-    """Cores of each machine for its environments; default: those of the one measured."""
+    """Cores of each machine for its evaluations; default: those of the one measured."""
+    steps_per_second: float | None = None
+    """Environment steps that such a core takes per second; default: timed here, where other work slows it down."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +91,18 @@ def size(algorithm: str) -> tuple[int, int, int]:
     return sum(phases.values()), online, config.utd if online else 0
 
 
-def cost(rows: Sequence[dict[str, str]], algorithm: str, seeds: int, steps_per_second: float) -> Cost:
-    """Of one algorithm on one task with some seeds; `steps_per_second` are the environments', on all cores.
+def cost(rows: Sequence[dict[str, str]], algorithm: str, seeds: int, steps_per_second: float, cores: int) -> Cost:
+    """Of one algorithm on one task with some seeds; `steps_per_second` are the environments', on one core.
 
     More seeds than were measured are taken to learn as fast together as the most that were.
     """
-    measured = {int(row["runs"]): row for row in rows if (row["algorithm"], row["whose"]) == (algorithm, "ours")}
+    measured = {int(row["runs"]): row for row in rows if row["algorithm"] == algorithm}
     row = measured[max(count for count in measured if count <= max(seeds, min(measured)))]
     offline, online, utd = size(algorithm)
-    steps = online + EVALUATIONS * EPISODES * HORIZON
     return Cost(
         start=float(row["first_two_calls_seconds"]),
         learning=seeds * (offline + utd * online) / float(row["updates_per_second"]),
-        environments=seeds * steps / steps_per_second,
+        environments=seeds * (online + EVALUATIONS * EPISODES * HORIZON / cores) / steps_per_second,
     )
 
 
@@ -117,53 +123,66 @@ def enough(jobs: Sequence[float]) -> int:
 
 
 def environment_rate(seconds: float = 2.0) -> float:
-    """Steps per second of one core of this machine in an environment of locomotion, actions drawn at random."""
+    """Steps per second of one core of this machine in an environment of locomotion, actions drawn at random.
+
+    The clock is the processor's: what others do on the core meanwhile does not count.
+    """
     environment = environments.make(tasks.find(TASK))
     rng = np.random.default_rng(0)
     environment.reset(0)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    count, start = 0, time.process_time()
+    while time.process_time() - start < seconds:
         if environment.step(rng.uniform(-1, 1, environment.action_size).astype(np.float32)).truncated:
             environment.reset(0)
         count += 1
-    rate = count / (time.perf_counter() - start)
+    rate = count / (time.process_time() - start)
     environment.close()
     return rate
 
 
 def duration(seconds: float) -> str:
-    """In hours or days."""
+    """In minutes, hours or days."""
     hours = seconds / 3600
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
 def read(name: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The rows of a measurement, and how it was made. Raises Refused if there is none of that name, or an old one."""
-    table = file(f"throughput_{name}", ".csv")
-    if not table.is_file():
-        known = sorted(path.stem.removeprefix("throughput_") for path in table.parent.glob("throughput_*.csv"))
-        raise Refused(f"--throughput {name}: there are {', '.join(known)}")
-    with table.open(newline="") as content:
-        rows = list(csv.DictReader(content))
+    """Our rows of a measurement, and how it was made. Raises Refused if there is none of that name, or an old one.
+
+    A row without the time of its first calls cannot say what a whole job takes, and is left out.
+    """
+    rows = rows_of("throughput", name)
     if not rows or COLUMNS - rows[0].keys():
-        raise Refused(f"{table.name} has other columns: measure anew with python -m benchmarks.throughput")
-    return rows, json.loads(file(f"throughput_{name}", ".json").read_text())
+        raise Refused(f"throughput_{name}.csv has other columns: measure anew with python -m benchmarks.throughput")
+    ours = [row for row in rows if row["whose"] == "ours" and row["first_two_calls_seconds"]]
+    return ours, json.loads(file(f"throughput_{name}", ".json").read_text())
+
+
+def unmeasured(names: Collection[str]) -> list[str]:
+    """The algorithms there are that are not among these."""
+    files = Path(algorithms.__file__).parent.glob("*.py")
+    return sorted(path.stem for path in files if path.stem not in ("__init__", *names))
 
 
 def main(asked: Scaling) -> None:
     """Reckon, print, write."""
     if min(asked.algorithms, asked.tasks, asked.seeds, asked.cores or 1, *asked.machines or (0,)) < 1:
         raise Refused("--algorithms, --tasks, --seeds, --cores and --machines must be at least 1")
+    if asked.steps_per_second is not None and not 0 < asked.steps_per_second < math.inf:
+        raise Refused(f"--steps-per-second must be positive, not {asked.steps_per_second}")
     rows, about = read(asked.throughput)
-    device, rate = about["device"], environment_rate()
+    device, rate = about["device"], asked.steps_per_second or environment_rate()
     costs: dict[str, dict[str, Cost]] = {}
     for name, seeds in (("together", asked.seeds), ("alone", 1)):
-        all_cores = (asked.cores or device["cores"]) * rate
-        costs[name] = {row["algorithm"]: cost(rows, row["algorithm"], seeds, all_cores) for row in rows}
+        machine = rate, asked.cores or device["cores"]
+        costs[name] = {row["algorithm"]: cost(rows, row["algorithm"], seeds, *machine) for row in rows}
     count = asked.algorithms * asked.tasks
     jobs = {"together": lengths(costs["together"], count), "alone": lengths(costs["alone"], count * asked.seeds)}
     found = [row_of(machines, jobs) for machines in asked.machines]
-    text = page(asked, found, costs, jobs, rate, f"{device['kind']}, {device['cores']} cores")
+    missing = unmeasured(costs["alone"])
+    text = page(asked, found, costs, jobs, rate, f"{device['kind']}, {device['cores']} cores", missing)
     Console().print(Markdown(text))
     publish(
         f"scaling_{asked.throughput}",
@@ -171,6 +190,7 @@ def main(asked: Scaling) -> None:
         "benchmarks.scaling",
         environment_steps_per_second=rate,
         machines_of_use={name: enough(each) for name, each in jobs.items()},
+        not_measured=missing,
         throughput={key: about.get(key) for key in ("command", "commit", "device")},
     )
     write(file(f"scaling_{asked.throughput}", ".md"), text)
@@ -198,6 +218,7 @@ def page(
     jobs: dict[str, list[float]],
     rate: float,
     machine: str,
+    missing: Sequence[str],
 ) -> str:
     """The page, in Markdown."""
     each = [["algorithm", f"{asked.seeds} seeds", "of which environments", "one seed"]]
@@ -213,9 +234,11 @@ def page(
     many, more = (f"{enough(jobs[name]):,}" for name in ("together", "alone"))
     soon, sooner = (duration(max(jobs[name])) for name in ("together", "alone"))
     extra = sum(jobs["alone"]) / sum(jobs["together"])
+    absent = f"Not measured on this machine: {', '.join(missing)}. " if missing else ""
     return f"""# {asked.algorithms} algorithms on {asked.tasks} tasks with {asked.seeds} seeds
 
-At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} environment steps per second and core).
+At the papers' sizes, on machines like the one measured ({machine}).
+A core takes {rate:,.0f} environment steps per second ({"timed here" if asked.steps_per_second is None else "given"}).
 
 {markdown(each)}
 
@@ -224,7 +247,7 @@ At the papers' sizes, on machines like the one measured ({machine}; {rate:,.0f} 
 No job is spread over machines, so nothing ends before its longest job: with all seeds in one job, {many} machines
 end with it, after {soon}, and more are of no use; with one seed in each, which costs {extra:.2f} times as many machine
 hours, {more} do, after {sooner}.
-Algorithms that have not been measured are taken to cost what the {len(each) - 1} measured ones cost, in turn.
+{absent}All other algorithms are taken to cost what the {len(each) - 1} measured ones cost, in turn.
 """
 
 

@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import png, style
-from benchmarks.finished import Finished, find
-from benchmarks.results import file, publish, write
+from benchmarks.reporting.figures import png, style
+from benchmarks.reporting.finished import Finished, find
+from benchmarks.reporting.results import file, publish, write
 from common.errors import Refused, exiting
 
 

@@ -56,7 +56,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks import cluster
-from benchmarks.results import without_folder
+from benchmarks.reporting.results import without_folder
 from common import commandline, datasets, environments, launch, recipes, tasks
 from common.datasets.sources import can_be_downloaded, fetch, is_here
 from common.errors import Refused, exiting

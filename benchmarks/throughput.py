@@ -4,6 +4,7 @@
         [--rounds 7] [--name NAME]
     python -m benchmarks.throughput --peer-python PYTHON --rlpd CHECKOUT --jax-corl CHECKOUT --unifloral CHECKOUT
         --corl CHECKOUT --adaptive-bc CHECKOUT
+    python -m benchmarks.throughput --draw NAME
 
 Everything is timed in turn, round after round, each peer in a process of its own that waits in between, so that all
 share whatever the machine does meanwhile. A ratio is the median over rounds of our updates per second, of all runs
@@ -16,7 +17,7 @@ and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
 Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
 that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
 time, each shape by itself, which an update can beat where XLA does several small ones at once. Rows go to
-benchmarks/results/throughput_NAME.{csv,json}.
+benchmarks/results/throughput_NAME.{csv,json}, a picture of them to throughput_NAME.png; `--draw` draws it anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,8 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
-from benchmarks.results import file, publish
+from benchmarks.reporting.figures import png, rates
+from benchmarks.reporting.results import commit_of, file, publish, rows_of, write
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
@@ -92,6 +94,8 @@ class Throughput:
     """Timings of everything."""
     name: str | None = None
     """Of the files in benchmarks/results, after "throughput_"; default: cpu, gpu or tpu."""
+    draw: str | None = None
+    """Measure nothing: draw the picture of the rows of this name."""
     rlpd: Path | None = None
     """A checkout of ikostrikov/rlpd."""
     jax_corl: Path | None = None
@@ -312,7 +316,7 @@ class Peer:
             "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
             "hidden": config.hidden, "updates": UPDATES[algorithm], "utd": config.utd if algorithm in ONLINE else 1,
         }  # fmt: skip
-        script, flag = Path(__file__).parent / "peers" / "theirs.py", name.replace("_", "-")
+        script, flag = Path(__file__).parent / "studies" / "peers" / "theirs.py", name.replace("_", "-")
         command = [python, str(script), flag, str(checkout), json.dumps(settings)]
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -383,7 +387,10 @@ def measure(asked: Throughput, algorithm: str) -> list[dict[str, Any]]:
 
 
 def main(asked: Throughput) -> None:
-    """Measure, print, write."""
+    """Measure, print, write; or draw only."""
+    if asked.draw is not None:
+        draw(f"throughput_{asked.draw}", rows_of("throughput", asked.draw))
+        return
     unknown = [name for name in asked.algorithms if name not in OURS]
     if unknown:
         raise Refused(f"--algorithms {unknown[0]}: there are {', '.join(OURS)}")
@@ -412,12 +419,12 @@ def main(asked: Throughput) -> None:
         "benchmarks.throughput",
         peers={name: commit_of(checkout) for name, checkout in checkouts.items() if checkout is not None},
     )
+    draw(name, rows)
 
 
-def commit_of(checkout: Path) -> str:
-    """What was measured against."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
-    return head.stdout.strip() or "(no commit known)"
+def draw(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the picture of the rows."""
+    write(file(name, ".png"), png(rates(rows)))
 
 
 if __name__ == "__main__":

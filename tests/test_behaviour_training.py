@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from benchmarks.locomotion_policies import choose
-from benchmarks.parallel_sac import Memory, Pace, policy
+from benchmarks.makers.locomotion_policies import choose
+from benchmarks.makers.parallel_sac import Memory, Pace, policy
 from common.networks import Network, TanhNormalActor
 
 PACE = Pace(

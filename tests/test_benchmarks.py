@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,21 +23,10 @@ import pytest
 from rich.console import Console
 
 from algorithms import bc
-from benchmarks import (
-    alarm,
-    antmaze_data,
-    evaluations,
-    fuzz,
-    kill,
-    lengths,
-    official,
-    report,
-    results,
-    scaling,
-    throughput,
-    two_ways,
-)
-from benchmarks.page import costs, rate
+from benchmarks import report, scaling, throughput
+from benchmarks.reporting import results
+from benchmarks.reporting.page import costs, rate
+from benchmarks.studies import alarm, antmaze_data, evaluations, fuzz, kill, lengths, official, two_ways
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
@@ -74,7 +64,7 @@ def test_an_environment_of_ones_own_is_a_task():
     with pytest.raises(Refused, match="module that can be imported"):
         tasks.find("no_such_module:Anything-v0")
     with pytest.raises(Refused, match="unknown task"):
-        tasks.find("benchmarks.two_ways:ThreeWays-v0")
+        tasks.find("benchmarks.studies.two_ways:ThreeWays-v0")
 
 
 @pytest.fixture
@@ -189,6 +179,12 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
     with pytest.raises(Refused, match="own widths"):
         throughput.main(throughput.Throughput(("bc",), hidden=(8,), corl=tmp_path))
     throughput.main(throughput.Throughput(("bc",), runs=(1, 3), rounds=2, hidden=(16, 16), name="test"))
+    picture = tmp_path / "throughput_test.png"
+    assert picture.stat().st_size > 5000
+    with replaced(picture):
+        throughput.main(throughput.Throughput(draw="test"))
+    with pytest.raises(Refused, match="throughput gpu: there are test"):
+        throughput.main(throughput.Throughput(draw="gpu"))
     with (tmp_path / "throughput_test.csv").open() as file:
         one, three = csv.DictReader(file)
     assert (one["whose"], one["runs"], three["runs"], one["times_corl"]) == ("ours", "1", "3", "")
@@ -216,18 +212,18 @@ def test_a_result_says_how_it_was_made_without_the_machines_folders(tmp_path, mo
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("loading --task hoper-medium", "unknown task 'hoper-medium': did you mean hopper-medium"),
-        ("loading --frames 499", "--repeats must be at least 1, --frames at least 500"),
-        ("locomotion_data --tasks antmaze-umaze", "--tasks antmaze-umaze: there are hopper-random, "),
-        ("antmaze_data --tasks hopper-medium", "--tasks hopper-medium: there are antmaze-umaze, "),
-        ("antmaze_data --episodes -1", "--episodes must be 0 or more, not -1"),
-        ("locomotion_policies --minutes 0", "--minutes must be more than 0"),
-        ("ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
-        ("fuzz --trials 0", "--trials must be at least 1, not 0"),
-        ("kill --trials 0", "--trials must be at least 1, not 0"),
-        ("two_ways --episodes 0", "--episodes must be at least 1"),
-        ("two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
-        ("two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
+        ("studies.loading --task hoper-medium", "unknown task 'hoper-medium': did you mean hopper-medium"),
+        ("studies.loading --frames 499", "--repeats must be at least 1, --frames at least 500"),
+        ("studies.locomotion_data --tasks antmaze-umaze", "--tasks antmaze-umaze: there are hopper-random, "),
+        ("studies.antmaze_data --tasks hopper-medium", "--tasks hopper-medium: there are antmaze-umaze, "),
+        ("studies.antmaze_data --episodes -1", "--episodes must be 0 or more, not -1"),
+        ("makers.locomotion_policies --minutes 0", "--minutes must be more than 0"),
+        ("makers.ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
+        ("studies.fuzz --trials 0", "--trials must be at least 1, not 0"),
+        ("studies.kill --trials 0", "--trials must be at least 1, not 0"),
+        ("studies.two_ways --episodes 0", "--episodes must be at least 1"),
+        ("studies.two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
+        ("studies.two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
         ("throughput --rounds 0", "--algorithms, --rounds and --runs: at least one of each"),
         ("throughput --name a/b", "'throughput_a/b' cannot name a result"),
     ],
@@ -245,16 +241,16 @@ def test_a_mistyped_command_ends_with_one_line(tmp_path, monkeypatch, capsys, co
         runpy.run_module(f"benchmarks.{program}", run_name="__main__", alter_sys=True)
     said = capsys.readouterr().err
     assert (ended.value.code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"{program}: ")
+    assert said.startswith(f"{program.rpartition('.')[2]}: ")
     assert told in said
 
 
 def test_lengths_take_no_flag(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr("sys.argv", ["lengths", "--task", "rlpd"])
-    monkeypatch.delitem(sys.modules, "benchmarks.lengths")
+    monkeypatch.delitem(sys.modules, "benchmarks.studies.lengths")
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("benchmarks.lengths", run_name="__main__", alter_sys=True)
+        runpy.run_module("benchmarks.studies.lengths", run_name="__main__", alter_sys=True)
     assert (ended.value.code, list(tmp_path.iterdir())) == (2, [])
 
 
@@ -292,6 +288,20 @@ def test_every_line_of_a_file_is_counted_once():
     docstring = ast.get_docstring(ast.parse(source), clean=False)
     assert counted["equations"] == sum(bool(line.strip()) for line in docstring.splitlines()) + 1  # the quotes
     assert min(counted.values()) > 10
+
+
+def test_a_files_own_lines_are_those_of_no_other():
+    source = (
+        '"""What it is.\n\nMore.\n"""\n'
+        "import os\nfrom os import (\n    path,\n)\n\n"
+        'class Config:\n    rate: float = %s\n    """In one line."""\n\n'
+        '@cache\ndef loss(\n    batch,\n):\n    """In one line."""\n    q = batch.q\n    return %s\n'
+    )
+    one, two = source % ("0.1", "q"), source % ("0.1", "q * q")
+    assert lengths.telling(one) == ['"""What it is.', "More.", '"""', "rate: float = 0.1", "q = batch.q", "return q"]
+    # What one file says twice is still its own; indentation does not make it another's.
+    three = "if True:\n    q = batch.q\n    new = 1\n    new = 1\n"
+    assert lengths.own({"one": one, "two": two, "three": three}) == {"one": 1 / 6, "two": 1 / 6, "three": 3 / 4}
 
 
 def small_checkout(folder: Path) -> Path:
@@ -472,13 +482,17 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     monkeypatch.setattr(scaling, "environment_rate", lambda: 500.0)
     columns = "algorithm,whose,runs,updates_per_second,first_two_calls_seconds\n"
     rows = ["bc,ours,1,1000,5", "bc,ours,5,2000,10", "bc,corl,1,1,1", "rlpd,ours,1,1000,0", "rlpd,ours,5,5000,0"]
+    rows += ["rlpd,ours,8,9000,", "edac,corl,1,1,1"]  # neither says what a job of ours takes
     (tmp_path / "throughput_small.csv").write_text(columns + "\n".join(rows))
     (tmp_path / "throughput_small.json").write_text('{"device": {"kind": "cpu", "cores": 2}}')
-    with pytest.raises(Refused, match="--throughput gpu: there are small"):
+    with pytest.raises(Refused, match="throughput gpu: there are small"):
         scaling.main(scaling.Scaling("gpu"))
     for machines in ((0,), ()):
         with pytest.raises(Refused, match="must be at least 1"):
             scaling.main(scaling.Scaling("small", machines=machines))
+    for steps in (0.0, float("nan")):
+        with pytest.raises(Refused, match="--steps-per-second must be positive"):
+            scaling.main(scaling.Scaling("small", steps_per_second=steps))
     (tmp_path / "throughput_old.csv").write_text("algorithm,runs\nbc,1")
     with pytest.raises(Refused, match=r"throughput_old\.csv has other columns: measure anew"):
         scaling.main(scaling.Scaling("old"))
@@ -486,23 +500,51 @@ def test_the_cost_of_a_benchmark_is_what_its_jobs_take(tmp_path, monkeypatch, ca
     with (tmp_path / "scaling_small.csv").open() as file:
         one, many = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     # Ten seeds: cloning half a million updates each, five at a time; RLPD five million; evaluations 200,000 steps of
-    # each seed at 2 x 500 per second, and RLPD's own 250,000.
-    cloning, rlpd = 10 + 5e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * 450
+    # each seed at 2 x 500 per second, and RLPD's own 250,000 at 500.
+    cloning, rlpd = 10 + 5e6 / 2000 + 10 * 200, 10 * 5e6 / 5000 + 10 * (200 + 500)
     np.testing.assert_allclose(one["together_hours"], 3 * (cloning + rlpd) / 3600)
     assert (one["together_jobs"], one["alone_jobs"], one["together_busy"]) == (6, 60, 1)
     np.testing.assert_allclose(many["together_hours"], rlpd / 3600)
-    np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 450) / 3600)
-    # Three of RLPD's jobs, and cloning's all on one; with one seed in each, thirty of RLPD's, and cloning's by sevens.
+    np.testing.assert_allclose(many["alone_hours"], (5e6 / 1000 + 700) / 3600)
+    # Three of RLPD's jobs, and cloning's all on one; with one seed in each, thirty of RLPD's, and cloning's by eights.
     assert 3 * cloning < rlpd
-    assert (5e6 / 1000 + 450) // (5 + 5e5 / 1000 + 200) == 7
+    assert (5e6 / 1000 + 700) // (5 + 5e5 / 1000 + 200) == 8
     said = " ".join((tmp_path / "scaling_small.md").read_text().split())
     assert "with 10 seeds" in said
-    assert "with all seeds in one job, 4 machines end with it, after 4.0 hours, and more are of no use" in said
-    assert "hours, 35 do, after 1.5 hours" in said
+    assert "(cpu, 2 cores). A core takes 500 environment steps per second (timed here)." in said
+    assert "with all seeds in one job, 4 machines end with it, after 4.7 hours, and more are of no use" in said
+    assert "hours, 34 do, after 1.6 hours" in said
     about = json.loads((tmp_path / "scaling_small.json").read_text())
-    assert about["machines_of_use"] == {"together": 4, "alone": 35}
+    assert about["machines_of_use"] == {"together": 4, "alone": 34}
+    missing = scaling.unmeasured(["bc", "rlpd"])
+    assert about["not_measured"] == missing
+    assert {"edac", "iql"} < set(missing)
+    assert not {"bc", "rlpd", "__init__"} & set(missing)
+    named = f"on this machine: {', '.join(missing)}. All other algorithms are taken to cost what the 2 measured"
+    assert named in said
     with replaced(tmp_path / "scaling_small.md"):
-        scaling.main(scaling.Scaling("small"))
+        scaling.main(scaling.Scaling("small", steps_per_second=1000.0))
+    assert "A core takes 1,000 environment steps per second (given)." in (tmp_path / "scaling_small.md").read_text()
+
+
+def test_what_was_measured_on_a_gpu_is_reckoned_with(tmp_path, monkeypatch, capsys):
+    for ending in (".csv", ".json"):
+        shutil.copy(results.file("throughput_h100", ending), tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    scaling.main(scaling.Scaling("h100", machines=(1,), steps_per_second=27_000.0))
+    about = json.loads((tmp_path / "scaling_h100.json").read_text())
+    assert (about["throughput"]["device"]["backend"], "edac" in about["not_measured"]) == ("gpu", True)
+    page = (tmp_path / "scaling_h100.md").read_text()
+    assert "(NVIDIA H100 80GB, 16 cores)" in page
+    # Five million updates of each of ten seeds, at 9,771 per second of all; their environments.
+    assert "| rlpd | 1.5 hours | 2% |" in page
+    rows, _ = scaling.read("h100")
+    cost = scaling.cost(rows, "rlpd", 10, 27_000.0, 16)
+    np.testing.assert_allclose(cost.learning, 10 * 5e6 / 9771.12, rtol=1e-5)
+    np.testing.assert_allclose(cost.environments, 10 * (250_000 + 200_000 / 16) / 27_000)
+    # With 4 and 32 seeds RLPD's first calls were not timed: what one and ten do is known.
+    assert scaling.cost(rows, "rlpd", 4, 27_000.0, 16).start == 13.29
+    assert scaling.cost(rows, "rlpd", 32, 27_000.0, 16).start == 16.94
 
 
 def test_evaluations_are_timed_with_and_without_processes_of_their_own(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from test_sweep import fake, learnt_from, unscored
 
-from benchmarks import alarm, check, report, results
+from benchmarks import check, report
+from benchmarks.reporting import results
+from benchmarks.studies import alarm
 from common.errors import Refused
 
 TASKS = ("hopper-medium", "walker2d-medium")

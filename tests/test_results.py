@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from test_sweep import fake
 
-from benchmarks import ablation, record, results
+from benchmarks import record
+from benchmarks.reporting import results
+from benchmarks.studies import ablation
 from common.errors import Refused
 
 
@@ -94,8 +96,8 @@ def test_an_ablation_is_of_the_runs_asked_for(tmp_path, folder, monkeypatch):
     [
         ("record", ["nowhere", "name"], "record: nowhere: not a finished run"),
         ("selection", ["nowhere", "--policies", "0"], "selection: --policies must be at least 1, not 0"),
-        ("official", [], "official: no peer to train"),
-        ("ablation", ["--jobs", "0"], "ablation: --jobs must be at least 1, not 0"),
+        ("studies.official", [], "official: no peer to train"),
+        ("studies.ablation", ["--jobs", "0"], "ablation: --jobs must be at least 1, not 0"),
         ("check", ["nowhere", "--against", "nothing"], "check: --against nothing: no report of that name"),
         ("report", ["nowhere"], "report: no finished run"),
     ],

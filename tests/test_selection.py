@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_sweep import fake, unscored
 
-from benchmarks import results, selection
+from benchmarks import selection
+from benchmarks.reporting import results
 from common.errors import Refused
 
 

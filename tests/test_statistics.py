@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import statistics
+from benchmarks.reporting import statistics
 
 RLIABLE = json.loads((Path(__file__).parent / "rliable.json").read_text())
 

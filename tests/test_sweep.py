@@ -18,8 +18,10 @@ import pytest
 import tyro
 from rich.console import Console
 
-from benchmarks import figures, published, report, results, sweep, two_ways
-from benchmarks.page import costs, rate
+from benchmarks import report, sweep
+from benchmarks.reporting import figures, published, results
+from benchmarks.reporting.page import costs, rate
+from benchmarks.studies import two_ways
 from common import datasets, recipes, tasks
 from common.datasets import cards
 from common.errors import Refused
@@ -100,7 +102,7 @@ def test_a_slurm_script_runs_each_open_job_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(here)
     # With a file and a module that are found from here alone.
     np.savez("own.npz", **two_ways.demonstrations(2, seed=0))
-    Path("own_module.py").write_text("import benchmarks.two_ways")
+    Path("own_module.py").write_text("import benchmarks.studies.two_ways")
     own = '[[parts]]\ntasks = ["own_module:TwoWays-v0"]\n[parts.variants]\n"cloning" = "bc --dataset npz:own.npz '
     suite = written(here, SUITE.replace('"cloning" = "bc ', own))
     line = [

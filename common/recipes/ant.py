@@ -3,8 +3,8 @@
 The controller maps the ant's 27 numbers of AntMaze (height, orientation, joints, velocities) and the direction of a
 waypoint to torques, without memory. It sees everything from its own heading, so that the world's axes do not matter,
 and its legs in one convention, so that the body's eight symmetries (four quarter turns, each mirrored or not) are
-signed permutations of what it observes and does. benchmarks/ant_controller.py trains it; its weights lie beside this
-file.
+signed permutations of what it observes and does. benchmarks/makers/ant_controller.py trains it; its weights lie beside
+this file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The policies that collect the locomotion recipes' data: small networks from our own SAC, in NumPy.
 
 For each body, stages of one training run: as it began to learn and onwards to `medium`, evenly spaced, then `expert`.
-benchmarks/locomotion_policies.py trains them and says which stages those are; their weights lie beside this file.
+benchmarks/makers/locomotion_policies.py trains them and says which stages those are; their weights lie beside this
+file.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import figures, published
-from benchmarks.finished import Finished, names, scored
-from benchmarks.results import command_of
-from benchmarks.statistics import improvement
+from benchmarks.reporting import figures, published
+from benchmarks.reporting.finished import Finished, names, scored
+from benchmarks.reporting.results import command_of
+from benchmarks.reporting.statistics import improvement
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto; padding: 0 1em; max-width: 76em }

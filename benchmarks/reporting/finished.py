@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import without_folder
+from benchmarks.reporting.results import without_folder
 from common.errors import Refused
 from common.runs import Table
 

@@ -1,6 +1,6 @@
 """Trains the policies behind the locomotion recipes, from nothing, on a CPU.
 
-    python -m benchmarks.locomotion_policies --body halfcheetah [--minutes 25] [--seed 0]
+    python -m benchmarks.makers.locomotion_policies --body halfcheetah [--minutes 25] [--seed 0]
 
 Soft actor-critic beside sixteen bodies (parallel_sac.py), with a small actor, so that many stages of it can be shipped.
 D4RL's definitions: `expert` is the policy trained to completion, here the one with the best return, sampled, among the
@@ -21,8 +21,8 @@ import tyro
 from rich.console import Console
 
 from algorithms.rlpd import Config
-from benchmarks.parallel_sac import Learner, Pace
-from benchmarks.results import publish
+from benchmarks.makers.parallel_sac import Learner, Pace
+from benchmarks.reporting.results import publish
 from common import environments, tasks
 from common.errors import Refused, exiting
 from common.recipes import behaviour
@@ -163,7 +163,7 @@ def main(training: Training) -> None:
     publish(
         f"locomotion_policies_{training.body}",
         rows,
-        "benchmarks.locomotion_policies",
+        "benchmarks.makers.locomotion_policies",
         replay=replay,
         medium=replay[-1],
         expert=expert,

@@ -1,7 +1,7 @@
 """Demonstrations that go two ways around one obstacle: what a policy with a single action per state makes of them.
 
-    python -m benchmarks.two_ways                 # writes runs/two-ways.npz
-    python -m benchmarks.sweep two-ways           # clones it with every policy of algorithms/bc.py
+    python -m benchmarks.studies.two_ways                 # writes runs/two-ways.npz
+    python -m benchmarks.sweep two-ways                   # clones it with every policy of algorithms/bc.py
     python -m benchmarks.report runs/sweeps/two-ways --name two_ways
 
 A point walks 2 m from one side of a disc to the other; to touch the disc is the end. The demonstrations walk up to a
@@ -19,10 +19,10 @@ import gymnasium
 import numpy as np
 import tyro
 
-from benchmarks.results import write
+from benchmarks.reporting.results import write
 from common.errors import Refused, exiting
 
-IDENTIFIER = "benchmarks.two_ways:TwoWays-v0"
+IDENTIFIER = "benchmarks.studies.two_ways:TwoWays-v0"
 """What `--env` is given."""
 _STRIDE = 0.05
 """m per step and unit of action."""

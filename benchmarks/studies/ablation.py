@@ -1,6 +1,6 @@
 """RLPD's design choices taken away one at a time, on data made on the spot: one command, a table and a picture.
 
-    python -m benchmarks.ablation [--env pointmaze-large] [--num-seeds 5] [--jobs 2] [--runs runs/ablation]
+    python -m benchmarks.studies.ablation [--env pointmaze-large] [--num-seeds 5] [--jobs 2] [--runs runs/ablation]
 
 Every variant is one command of algorithms/rlpd.py with all its seeds; `--jobs` of them run side by side, each on cores
 of its own. Interrupted, the same command continues: finished variants are kept, half-finished ones resumed. Results go
@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import png
-from benchmarks.finished import Finished, begun, opened
-from benchmarks.results import file, publish, write
+from benchmarks.reporting.figures import png
+from benchmarks.reporting.finished import Finished, begun, opened
+from benchmarks.reporting.results import file, publish, write
 from common.errors import Refused, exiting
 
 VARIANTS = {
@@ -45,7 +45,7 @@ STYLES = {
     "one update per step": (0, (5, 1, 1, 1, 1, 1)),
 }
 MARKERS = "os^Dv"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def main(ablation: Ablation) -> None:
     publish(
         result,
         rows,
-        "benchmarks.ablation",
+        "benchmarks.studies.ablation",
         flags={name: " ".join(flags) for name, flags in VARIANTS.items()},
         commits=sorted({str(run.config["commit"]) for run in found.values()}),
         dataset={k: data[k] for k in ("source", "fingerprint", "transitions")},

@@ -1,6 +1,6 @@
 """Damages data files at random and counts what the readers make of them.
 
-    python -m benchmarks.fuzz [--trials 1000]
+    python -m benchmarks.studies.fuzz [--trials 1000]
 
 For every kind of source a small sound file is made, then damaged anew for each trial: cut short, bits flipped, blocks
 overwritten, removed or repeated, or one of its arrays given another shape, type or content. Another process reads it
@@ -30,7 +30,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import pixels
 from common.errors import Refused, exiting
@@ -258,7 +258,7 @@ def main(options: Fuzz) -> int:
     console.print(table)
     for line in forbidden[:20]:
         console.print(line, highlight=False, markup=False)
-    publish("fuzz", rows, "benchmarks.fuzz", seed=options.seed)
+    publish("fuzz", rows, "benchmarks.studies.fuzz", seed=options.seed)
     return int(bool(forbidden))
 
 

@@ -1,6 +1,6 @@
 """How fast prior data are read, and how much memory that takes: each source beside NumPy reading the same bytes.
 
-    python -m benchmarks.loading [--task hopper-medium] [--rows 1000000] [--repeats 3]
+    python -m benchmarks.studies.loading [--task hopper-medium] [--rows 1000000] [--repeats 3]
 
 The same transitions, a recipe's, are written as a Minari set, as D4RL's HDF5 (compressed as D4RL's are), as npz and in
 OGBench's layout; episodes of V-D4RL's frames are made of random numbers. Each is read by `datasets.load` (validated and
@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import pixels
 from common.errors import Refused, exiting
@@ -149,7 +149,7 @@ def main(options: Loading) -> None:
         taken: dict[str, list[dict]] = {name: [] for name in sources}
         for _ in range(options.repeats):  # in turn, so that a slow moment of the machine meets all of them
             for name, (source, _) in sources.items():
-                command = [sys.executable, "-m", "benchmarks.loading", "--task", options.task, "--read", source]
+                command = [sys.executable, "-m", "benchmarks.studies.loading", "--task", options.task, "--read", source]
                 ended = subprocess.run(command, capture_output=True, text=True)
                 if ended.returncode:
                     last, *_ = ended.stderr.strip().splitlines()[-1:] or [f"status {ended.returncode}"]
@@ -166,7 +166,7 @@ def main(options: Loading) -> None:
             }
             table.append(row)
             console.print(f"{seconds:.2f} s  " + "  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
-    publish("loading", table, "benchmarks.loading", task=options.task, rows=options.rows, frames=options.frames)
+    publish("loading", table, "benchmarks.studies.loading", task=options.task, rows=options.rows, frames=options.frames)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains the goal-reaching ant behind AntMaze's recipes, from nothing, on a CPU.
 
-    python -m benchmarks.ant_controller [--minutes 15] [--seed 0]
+    python -m benchmarks.makers.ant_controller [--minutes 15] [--seed 0]
 
 D4RL's ants walk towards waypoints, half of them on an open plane, half between the walls of AntMaze Large, all in one
 batched simulation; soft actor-critic (the agent of algorithms/rlpd.py without prior data) learns beside them from
@@ -27,9 +27,9 @@ from mujoco.batch import Batch as Simulations
 from rich.console import Console
 
 from algorithms.rlpd import RLPD, Config
-from benchmarks import parallel_sac
-from benchmarks.parallel_sac import Learner, Pace
-from benchmarks.results import publish
+from benchmarks.makers import parallel_sac
+from benchmarks.makers.parallel_sac import Learner, Pace
+from benchmarks.reporting.results import publish
 from common import environments
 from common.errors import Refused, exiting
 from common.recipes import ant, mazes
@@ -247,7 +247,7 @@ def main(training: Training) -> None:
             window[:] = 0
             save(learner.policy, training.weights)
     save(learner.policy, training.weights)
-    publish("ant_controller", rows, "benchmarks.ant_controller", minutes=training.minutes)
+    publish("ant_controller", rows, "benchmarks.makers.ant_controller", minutes=training.minutes)
 
 
 if __name__ == "__main__":

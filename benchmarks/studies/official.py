@@ -1,6 +1,6 @@
 """Other people's implementations on our data, beside ours: the learning curves of both sides.
 
-    python -m benchmarks.official [--task hopper-medium] [--size 100000] [--updates 30000] [--num-seeds 3]
+    python -m benchmarks.studies.official [--task hopper-medium] [--size 100000] [--updates 30000] [--num-seeds 3]
         --peer-python PYTHON [--corl CHECKOUT] [--iql CHECKOUT]
     python -m benchmarks.report runs/official --name official
 
@@ -30,8 +30,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.finished import begun, jobs
-from benchmarks.throughput import commit_of
+from benchmarks.reporting.finished import begun, jobs
+from benchmarks.reporting.results import commit_of
 from common import datasets, recipes, tasks
 from common.datasets import Dataset, cards
 from common.errors import Refused, exiting
@@ -39,7 +39,7 @@ from common.evaluation import Evaluator
 from common.runs import Table, write_json
 from common.terminal import making
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIDES = {"corl": ("td3_bc", "TD3+BC", "CORL"), "iql": ("iql", "IQL", "its authors")}
 """Peer -> our file, the algorithm's name, and whose code the peer is."""
 
@@ -190,7 +190,7 @@ def train_peer(side: Side, data: Dataset, file: Path) -> None:
     config = {
         "algorithm": SIDES[name][0],
         "arguments": side.arguments(),
-        "command": " ".join(["python -m benchmarks.official", *side.arguments(), f"--{name} ..."]),
+        "command": " ".join(["python -m benchmarks.studies.official", *side.arguments(), f"--{name} ..."]),
         "commit": commit_of(checkout),
         "dataset": cards.card(data, task),
         "run": {"env": options.task, "eval_episodes": options.eval_episodes},

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.finished import Finished, names
+from benchmarks.reporting.finished import Finished, names
 from common.datasets import cards
 
 

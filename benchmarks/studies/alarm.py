@@ -1,6 +1,6 @@
 """Does benchmarks/check.py see a fault, and keep still without one? Both are tried on the smoke suite.
 
-    python -m benchmarks.alarm [--runs runs/alarm]
+    python -m benchmarks.studies.alarm [--runs runs/alarm]
 
 Unchanged code trains the suite from other seeds than the recorded ones, three times; a copy of the code with a fault
 planted in it trains it once for every fault. Each is held against benchmarks/results/smoke.csv. Rows go to
@@ -21,11 +21,11 @@ from typing import Any
 import tyro
 
 from benchmarks import check
-from benchmarks.finished import find
-from benchmarks.results import publish
+from benchmarks.reporting.finished import find
+from benchmarks.reporting.results import publish
 from common.errors import Refused, exiting
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEEDS = (100, 200, 300)
 """Where the seeds of the unchanged runs begin."""
 FAULTS = {"mask ignored": ("batch.mask * ", "")}
@@ -97,7 +97,7 @@ def main(alarm: Alarm) -> int:
         found = rows_of(name, True, runs)
         wrong += [] if any(row["said"] == "worse" for row in found) else [name]
         rows += found
-    publish("alarm", rows, "benchmarks.alarm", changed=changed)
+    publish("alarm", rows, "benchmarks.studies.alarm", changed=changed)
     for row in rows:
         print(f"{row['case']:32} {row['variant']:16} {row['new']:6.1f}   {row['said']}")
     print(f"wrong about: {', '.join(wrong)}" if wrong else "every fault seen, nothing else accused")

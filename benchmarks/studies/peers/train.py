@@ -1,4 +1,4 @@
-"""Trains a peer's own agent on data from a file: `train.py PEER CHECKOUT SETTINGS`, run by benchmarks/official.py.
+"""Trains a peer's own agent on data from a file: `train.py PEER CHECKOUT SETTINGS`, run by studies/official.py.
 
 PEER is corl (TD3+BC) or iql (its authors' code). Their classes are called as their training scripts call them. Asked
 on standard input, in bytes: `T` and an int32 n, for n updates, answered by their seconds as one float64; `A` and an

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from common.errors import Refused
 from common.runs import Table, commit, device, versions, write_json
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parents[1] / "results"
 ROOM = "make room, or have it be yours"
 """What helps where a result cannot be written."""
 FILES = re.compile(r"^((?:--dataset=)?(?:d4rl|npz|ogbench):)(.+)$")
@@ -62,6 +64,22 @@ def invocation(program: str) -> str:
         for a in sys.argv[1:]
     ]
     return " ".join(["python -m", program, *shown])
+
+
+def rows_of(kind: str, name: str) -> list[dict[str, str]]:
+    """The rows of benchmarks/results/KIND_NAME.csv. Raises Refused, with the names there are, if it is not there."""
+    table = file(f"{kind}_{name}", ".csv")
+    if not table.is_file():
+        known = sorted(path.stem.removeprefix(f"{kind}_") for path in table.parent.glob(f"{kind}_*.csv"))
+        raise Refused(f"{kind} {name}: there are {', '.join(known)}")
+    with table.open(newline="") as content:
+        return list(csv.DictReader(content))
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit of another project's checkout, which was measured beside ours."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
+    return head.stdout.strip() or "(no commit known)"
 
 
 def publish(name: str, rows: Sequence[Mapping[str, Any]], program: str, **more: Any) -> Path:

@@ -1,17 +1,17 @@
-"""The pictures of a report, each line told apart by dashes and markers as well as by colour."""
+"""The pictures of reports and of throughput, each line told apart by dashes and markers as well as by colour."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.finished import Finished, names
-from benchmarks.statistics import balanced, interquartile_mean, interval, mean, optimality_gap, profile
+from benchmarks.reporting.finished import Finished, names
+from benchmarks.reporting.statistics import balanced, interquartile_mean, interval, mean, optimality_gap, profile
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
 """Of Okabe and Ito, with Tol's wine instead of yellow: distinct to the colour-blind."""
@@ -96,6 +96,48 @@ def profiles(strata: dict[str, list[np.ndarray]], variants: Sequence[str]) -> Fi
     axes.set(xlabel="score, %", ylabel="share of runs above it", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     legend(figure, handles)
+    return figure
+
+
+def rates(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Updates per second of all runs together against their number, a panel per algorithm, and the fastest peer's one.
+
+    `rows` are those of throughput_NAME.csv.
+    """
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    columns = min(3, len(algorithms))
+    lines = -(-len(algorithms) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.3, 2.9 * lines + 0.3), layout="constrained")
+    counts = sorted({int(row["runs"]) for row in rows})
+    for index, algorithm in enumerate(algorithms):
+        found = [
+            (row["whose"], int(row["runs"]), float(row["updates_per_second"]))
+            for row in rows
+            if row["algorithm"] == algorithm
+        ]
+        axes = figure.add_subplot(lines, columns, index + 1)
+        ours = sorted((runs, rate) for whose, runs, rate in found if whose == "ours")
+        axes.plot(*zip(*ours, strict=True), **style(0))
+        for runs, rate in ours:
+            axes.annotate(f"{rate:,.0f}", (runs, rate), (-5, 3), textcoords="offset points", ha="right", fontsize=8)
+        peers = [(rate, whose) for whose, _, rate in found if whose != "ours"]
+        if peers:
+            rate, whose = max(peers)
+            axes.axhline(rate, color=COLOURS[1], linestyle="--", linewidth=1.2)
+            words = f"{whose}, one run: {rate:,.0f}"
+            axes.annotate(
+                words, (1, rate), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+                ha="right", va="bottom", fontsize=8, color=COLOURS[1],
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, map(str, counts))
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set(title=algorithm, xlabel="runs together", xlim=(counts[0] / 2.5, counts[-1] * 1.5))
+        axes.set_ylim(0, 1.15 * max(rate for *_, rate in found))
+        axes.grid(alpha=0.3)
+        if index % columns == 0:
+            axes.set_ylabel("updates per second, all runs")
     return figure
 
 

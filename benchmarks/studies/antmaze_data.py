@@ -1,6 +1,6 @@
 """What AntMaze's recipes are made of: its two ants, how well ours walks, what its data contain, what they cover.
 
-    python -m benchmarks.antmaze_data [--episodes 50] [--tasks antmaze-large-diverse ...] [--size N]
+    python -m benchmarks.studies.antmaze_data [--episodes 50] [--tasks antmaze-large-diverse ...] [--size N]
 
 Under random actions in the U: how often D4RL's ant, the recipes', and Gymnasium's, of Minari's form, turn over.
 From the task's start to a goal, along waypoints, with action noise 0 and 0.2: episodes that arrive within the task's
@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
 
-from benchmarks.figures import png
-from benchmarks.results import file, publish, write
+from benchmarks.reporting.figures import png
+from benchmarks.reporting.results import file, publish, write
 from common import datasets, environments, recipes, tasks
 from common.datasets import cards
 from common.errors import Refused, exiting
@@ -174,11 +174,11 @@ def main(options: AntMazeData) -> None:
         raise Refused(f"--episodes must be 0 or more, not {options.episodes}")
     console = Console()
     if options.episodes:
-        publish("antmaze_ants", ants(options.episodes, console), "benchmarks.antmaze_data")
-        publish("antmaze_walks", walks(options.episodes, console), "benchmarks.antmaze_data")
+        publish("antmaze_ants", ants(options.episodes, console), "benchmarks.studies.antmaze_data")
+        publish("antmaze_walks", walks(options.episodes, console), "benchmarks.studies.antmaze_data")
     described = {name: describe(name, options.size, console) for name in options.tasks}
     if described:
-        publish("antmaze_recipes", [row for row, _ in described.values()], "benchmarks.antmaze_data")
+        publish("antmaze_recipes", [row for row, _ in described.values()], "benchmarks.studies.antmaze_data")
         draw({name: positions for name, (_, positions) in described.items()})
 
 

@@ -1,7 +1,7 @@
 """Kill a run at a random moment, resume it, and compare what it wrote with a run that nobody disturbed.
 
-    python -m benchmarks.kill [--trials 20]
-    python -m benchmarks.kill --what sweep --trials 10
+    python -m benchmarks.studies.kill [--trials 20]
+    python -m benchmarks.studies.kill --what sweep --trials 10
 
 Every trial starts the same command, sends SIGKILL after a random share of the undisturbed run's time, resumes it with
 `--resume` and compares metrics.csv and eval.csv byte by byte; a run that has ended before does not count and is begun
@@ -29,10 +29,10 @@ from typing import Any, Literal
 
 import tyro
 
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common.errors import Refused, exiting
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RLPD = ROOT / "algorithms" / "rlpd.py"
 SUITE = """
 num_seeds = 2
@@ -125,7 +125,7 @@ def runs(kill: Kill) -> int:
             }
             rows.append(row)
             print(row, flush=True)
-    publish("kill", rows, "benchmarks.kill", arguments=kill.arguments)
+    publish("kill", rows, "benchmarks.studies.kill", arguments=kill.arguments)
     good = sum(r["status"] == 0 and r["metrics_equal"] and r["evaluations_equal"] for r in rows)
     print(f"{good} of {len(rows)} runs resumed and equal the undisturbed one")
     return int(good != len(rows))
@@ -206,7 +206,7 @@ def sweeps(kill: Kill) -> int:
             if moment is None or wrong:
                 break
             number, seen = number + 1, {}
-    publish("kill_sweep", rows, "benchmarks.kill", suite=SUITE, sweeps=number + 1, different=wrong)
+    publish("kill_sweep", rows, "benchmarks.studies.kill", suite=SUITE, sweeps=number + 1, different=wrong)
     good = not wrong and all(row["finished_ones_untouched"] for row in rows)
     verdict = "equal to" if good else "DIFFERS from"
     print(f"{len(rows)} kills, {number + 1} sweeps: {verdict} an undisturbed one", *wrong)

@@ -1,6 +1,6 @@
 """What the locomotion recipes hold: for each, its time to make, its size, and the returns of those who collected it.
 
-    python -m benchmarks.locomotion_data [--tasks hopper-medium ...] [--size 200000]
+    python -m benchmarks.studies.locomotion_data [--tasks hopper-medium ...] [--size 200000]
 
 Results go to benchmarks/results/locomotion_recipes.{csv,json}. Scores are on D4RL's scale (0: random, 100: its expert).
 """
@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common import datasets, recipes, tasks
 from common.datasets import cards
 from common.errors import Refused, exiting
@@ -73,7 +73,7 @@ def main(options: LocomotionData) -> None:
     for name in options.tasks:
         rows.append(describe(name, options.size, console))
         console.print("  ".join(f"{k} {v}" for k, v in rows[-1].items() if k != "fingerprint"), highlight=False)
-    publish("locomotion_recipes", rows, "benchmarks.locomotion_data")
+    publish("locomotion_recipes", rows, "benchmarks.studies.locomotion_data")
 
 
 if __name__ == "__main__":

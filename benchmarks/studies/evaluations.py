@@ -1,6 +1,7 @@
 """How fast evaluation episodes are played: in the process that trains, and in processes of their own beside it.
 
-    python -m benchmarks.evaluations [--task antmaze-umaze] [--runs 10] [--episodes 10] [--workers 2 4 8] [--name NAME]
+    python -m benchmarks.studies.evaluations [--task antmaze-umaze] [--runs 10] [--episodes 10] [--workers 2 4 8]
+        [--name NAME]
 
 The same episodes of the same policies, RLPD's before training, in turn, round after round; a ratio is the median over
 rounds of the environment steps per second with so many processes over those without any. That the episodes are the same
@@ -21,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from algorithms.rlpd import PRESETS, RLPD, Config
-from benchmarks.results import publish
+from benchmarks.reporting.results import publish
 from common import commandline, environments, tasks
 from common.errors import Refused, exiting
 from common.evaluation import Evaluator, Outcome
@@ -105,7 +106,7 @@ def main(asked: Evaluations) -> None:
     ]
     for row in rows:
         console.print(f"{row['processes']} processes: {row['times_alone']:.2f} times alone", highlight=False)
-    publish(f"evaluations_{asked.name}", rows, "benchmarks.evaluations", rounds=asked.rounds)
+    publish(f"evaluations_{asked.name}", rows, "benchmarks.studies.evaluations", rounds=asked.rounds)
 
 
 def check(expected: list[Outcome], outcomes: list[Outcome]) -> None:

@@ -1,0 +1,1 @@
+"""What trained the weights that lie in common/recipes."""

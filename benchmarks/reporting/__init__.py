@@ -1,0 +1,1 @@
+"""What the commands share: finished runs, statistics, pictures, pages, published numbers."""
