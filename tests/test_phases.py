@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import bc, edac, iql, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, edac, iql, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.programs import Program
 
@@ -19,6 +19,7 @@ COMMON = (
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
 ALGORITHMS = {
+    "awac": (awac.AWAC, awac),
     "edac": (edac.EDAC, edac),
     "iql": (iql.IQL, iql),
     "td3_bc": (td3_bc.TD3BC, td3_bc),
