@@ -250,14 +250,10 @@ class Agent(struct.PyTreeNode):
             return agent, metrics | more
 
         def group(agent: Self, xs: tuple) -> tuple[Self, Metrics]:
-            rows = []
-            for place in range(period):
-                batch, key, number = jax.tree.map(lambda x, i=place: x[i], xs)
-                # Nothing fuses across the borders of a step, so that it rounds as it does in a loop of single ones.
-                agent, metrics = jax.lax.optimization_barrier(agent.update_once(batch, key, number))
-                agent, more = jax.lax.optimization_barrier((delayed if place == period - 1 else wait)(agent, batch))
-                rows.append(metrics | more)
-            return agent, jax.tree.map(lambda *x: jnp.stack(x), *rows)
+            agent, metrics = jax.lax.scan(lambda agent, x: agent.update_once(*x), agent, xs)
+            # Nothing fuses with the delayed step, so that it rounds as it does behind a conditional.
+            agent, more = jax.lax.optimization_barrier(delayed(agent, jax.tree.map(lambda x: x[-1], xs[0])))
+            return agent, metrics | jax.tree.map(lambda x: jnp.full(period, jnp.nan, x.dtype).at[-1].set(x), more)
 
         steps = batches, keys, numbers
         if not period or count % period:

@@ -1,0 +1,69 @@
+"""Compiled losses and updates give the numbers of plain ones, at sizes at which XLA has been wrong.
+
+jax 0.10.2 and later compute some fused reductions on a CPU wrongly, without a word, from 32,769 rows on
+(jax-ml/jax#39103: the last rows of a vmapped product that is squared and summed). Python 3.11 gets 0.10.2.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_agent import MODULES, agent_of, data, small
+
+from common import tasks
+from common.networks import Critic, Ensemble
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_compiled_update_is_the_plain_one(name):
+    kind = agent_of(MODULES[name])
+    config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=257, ensemble=3, utd=2)
+    prior = jax.tree.map(jnp.asarray, kind.prepare(config, data(400), tasks.find("hopper-medium")))
+    example = jax.tree.map(lambda x: x[0], prior.transitions() if hasattr(prior, "transitions") else prior.rows)
+    agent = kind.create(config, jax.random.key(0), example, prior).enter("offline", jax.random.key(1), prior)
+    batches = agent.sample(jax.random.key(2), None, prior)
+    arguments = agent, batches, jax.random.key(3), jnp.int32(2)
+    compiled, metrics = jax.jit(kind.update)(*arguments)
+    with jax.disable_jit():
+        plain, expected = kind.update(*arguments)
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-4, atol=1e-5)
+    # Of Adam's first step, which is the learning rate whatever the gradient's size, the moments tell more.
+    for network in ("actor", "critic", "value", "policy"):
+        if hasattr(agent, network):
+            moments = (getattr(x, network).opt_state.mu for x in (compiled, plain))
+            chex.assert_trees_all_close(*moments, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("members", "batch", "hidden"), [(1, 32_769, (3,)), (2, 33_001, (8,)), (3, 10_923, (16, 16)), (129, 257, (16,))]
+)
+def test_many_rows_are_reduced_rightly(members, batch, hidden):
+    """The critics' loss over as many rows as hundreds of critics have, its parts and its gradient."""
+    rng = np.random.default_rng(0)
+    observation, action = (rng.normal(size=(batch, size)).astype(np.float32) for size in (3, 1))
+    target = np.arange(batch, dtype=np.float32) / batch
+    critic = Ensemble.create(Critic(hidden), jax.random.key(1), jnp.zeros(3), jnp.zeros(1), members=members)
+
+    def losses(params):
+        return jnp.square(critic(observation, action, params=params) - target)
+
+    def rows(params):
+        return losses(params).sum(axis=0)
+
+    def loss(params):
+        return losses(params).mean(axis=-1).sum()
+
+    with jax.disable_jit():
+        expected = losses(critic.params), rows(critic.params), loss(critic.params), jax.grad(loss)(critic.params)
+    got = tuple(jax.jit(f)(critic.params) for f in (losses, rows, loss, jax.grad(loss)))
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_squared_actions_of_many_rows_are_summed_rightly():
+    """Cloning's distance and a Gaussian's density, over rows whose last ones stand out."""
+    rows = jnp.arange(32_769, dtype=jnp.float32)[:, None] * jnp.array([1.0, 0.0, 0.0])
+    for function in (lambda x: jnp.square(x).sum(-1), lambda x: jnp.square(x).mean(), lambda x: (-0.5 * x**2).sum(-1)):
+        with jax.disable_jit():
+            expected = function(rows)
+        np.testing.assert_allclose(jax.jit(function)(rows), expected, rtol=1e-5)
