@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,14 +16,24 @@ from common.errors import Refused
 TASKS = ("hopper-medium", "walker2d-medium")
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A recorded report of two variants on two tasks."""
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A recorded report of two variants on two tasks, written once."""
+    folder = tmp_path_factory.mktemp("recorded")
     for task in TASKS:
-        fake(tmp_path / "old" / task / "a", task, [50, 52, 54, 49, 55, 51, 50, 53])
-        fake(tmp_path / "old" / task / "b", task, [30] * 8)
-    report.main(report.Report((tmp_path / "old",), "recorded"))
+        fake(folder / "old" / task / "a", task, [50, 52, 54, 49, 55, 51, 50, 53])
+        fake(folder / "old" / task / "b", task, [30] * 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "FOLDER", folder / "results")
+        report.main(report.Report((folder / "old",), "recorded"))
+    return folder
+
+
+@pytest.fixture
+def folder(recorded, tmp_path, monkeypatch):
+    """The recorded report, to add to."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
