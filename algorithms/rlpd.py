@@ -116,8 +116,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # -1 per step the value of being one step closer must still stand out at that distance, and from the entropy.
     "pointmaze": {
         "hidden": (128, 128), "ensemble": 5, "target_subset": 1, "backup_entropy": False, "utd": 10,
-        "batch_size": 128, "discount": 0.995, "initial_temperature": 0.1, "start_training": 1000,
-        "steps": 20_000, "eval_every": 2000, "eval_episodes": 100,
+        "batch_size": 128, "learning_rate": 8e-4, "discount": 0.995, "initial_temperature": 0.1, "start_training": 500,
+        "steps": 10_000, "eval_every": 2000, "eval_episodes": 100,
     },
     "gym": {"offline_ratio": 0.0, "steps": 250_000},
     # By algorithm, with --preset: laid over the family's.
