@@ -16,8 +16,6 @@ from common.tasks import Task
 
 MOST_ENVIRONMENTS = 64
 """Of all runs together, unless there are more runs: each holds a simulation of its own in memory."""
-ROWS = 32
-"""Episodes of a run that its policy acts in at once, at most."""
 MANY_STEPS = 50_000
 """Of environments, in one evaluation: from here on it pays to start processes for them."""
 
@@ -65,10 +63,7 @@ class Evaluator:
         `announce` is told, in a line, if such a process is lost; the evaluation is then played again in this one.
         """
         self.make, self.runs, self.episodes, self.announce = make, runs, episodes, announce
-        # A policy sees as many rows however many runs there are: for another number of them the compiler may round a
-        # product in another way, and a simulation makes much of that.
-        self.rows = min(episodes, ROWS)
-        self.slots = max(1, min(self.rows, MOST_ENVIRONMENTS // runs))
+        self.slots = max(1, min(episodes, MOST_ENVIRONMENTS // runs))
         self.groups: list[tuple[Here | Elsewhere, slice]] = []
         try:
             self._start(workers)
@@ -76,11 +71,11 @@ class Evaluator:
             self._start_alone(loss)
 
     def __call__(self, act: Callable[[np.ndarray], Any], seeds: Sequence[int], step: int) -> list[Outcome]:
-        """Play `episodes` episodes per run with `act`: observations [runs, rows, o] to actions [runs, rows, a].
+        """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
 
-        Rows in which nothing is played are zero. Episode k of a run starts from a seed that depends on the run's seed,
-        `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in however many
-        processes.
+        Of a slot whose episodes are over nothing but zeros is seen. Episode k of a run starts from a seed that depends
+        on the run's seed, `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in
+        however many processes, where `act` treats a row alike wherever it stands (programs.py).
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [
@@ -140,9 +135,7 @@ class Evaluator:
             going = still
             if not going:
                 return [episodes for group, _ in self.groups for episodes in group.played]
-            rows = np.zeros((self.runs, self.rows, observations.shape[1]), np.float32)
-            rows[:, : self.slots] = observations.reshape(self.runs, self.slots, -1)
-            actions = np.asarray(act(rows))[:, : self.slots].reshape(len(schedule), -1)
+            actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1))).reshape(len(schedule), -1)
             for group, share in going:
                 group.act(actions[share])
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from common.agent import Metrics
@@ -29,6 +30,22 @@ INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
 def run_key(seed: jax.Array, purpose: int, step: jax.Array | int = 0) -> jax.Array:
     """The key of one use of randomness at one step of one run."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def isolated(function: Callable) -> Callable:
+    """`function`, rounding the same whatever it is computed beside, and however many times: a program of its own.
+
+    The compiler would else fuse it with what surrounds it, and a loop of one pass would be no loop to it.
+    """
+    if jax.default_backend() != "cpu":
+        return lambda *inputs: jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(inputs)))
+
+    @jax.jit
+    def program(*inputs: Any) -> Any:
+        with set_xla_metadata(inlineable=None):  # its parts are no programs of their own
+            return function(*inputs)
+
+    return set_xla_metadata(inlineable="false")(program)
 
 
 class Learner(struct.PyTreeNode):
@@ -228,7 +245,15 @@ class Programs:
 
     def _act(self, agents: Any, observations: jax.Array) -> jax.Array:
         """The evaluated policies' actions [runs, n, a] for observations [runs, n, o]."""
-        return self.over_runs(lambda agent, x: agent.act(x))(agents, observations)
+
+        def one_run(agent: Any, rows: jax.Array) -> jax.Array:
+            if self.width > 1 or jax.default_backend() != "cpu":
+                return agent.act(rows)
+            # A product may round a row by its place among the others and by their number, and a simulation makes much
+            # of that: each row is computed as if it were alone.
+            return jax.lax.map(isolated(agent.act), rows)
+
+        return self.over_runs(one_run)(agents, observations)
 
     def _insert(self, learner: Learner, transition: Batch, episode: Episode) -> Learner:
         agent = jax.vmap(self.agent_class.after_episode)(learner.agent, episode)
@@ -236,17 +261,17 @@ class Programs:
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""
+        program = isolated(function)
 
-        def isolated(arguments: tuple) -> Any:
-            # Nothing fuses across the borders of a run, so that it rounds the same whatever surrounds it.
-            return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
+        def alone(arguments: tuple) -> Any:
+            return program(*arguments)
 
         def unless_filling(argument: tuple) -> Any:
             needed, arguments = argument
-            nothing = jax.eval_shape(isolated, arguments)
+            nothing = jax.eval_shape(alone, arguments)
             return jax.lax.cond(
                 needed,
-                isolated,
+                alone,
                 lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing),
                 arguments,
             )
@@ -257,7 +282,7 @@ class Programs:
                 number = jax.lax.axis_index("runs") * runs + jnp.arange(runs)
                 return jax.lax.map(unless_filling, (number < self.runs, arguments))
             if self.width == 1:
-                return jax.lax.map(isolated, arguments)
+                return jax.lax.map(alone, arguments)
             if self.width >= runs:
                 return jax.vmap(function)(*arguments)
             return jax.lax.map(lambda x: function(*x), arguments, batch_size=self.width)

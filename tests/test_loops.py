@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import chex
@@ -14,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from common import environments, evaluation, machine, players, tasks
 from common.collection import Collector
 from common.environments import Step
 from common.evaluation import Evaluator, episode_seed, useful_workers
 from common.networks import DeterministicActor, Network
+from common.programs import Programs
 from common.replay import Batch, Replay, sample, sample_union
 
 TASK = dataclasses.replace(tasks.find("pointmaze-umaze"), reward_scale=2.0, reward_shift=-1.0)
@@ -182,21 +185,49 @@ def test_processes_play_the_same_episodes(workers):
     assert all(group._process.returncode is not None for group, _ in together.groups)
 
 
+class Policy(struct.PyTreeNode):
+    """An agent that evaluations know."""
+
+    actor: Network
+
+    @classmethod
+    def acting(cls, runs: int, widths: tuple[int, ...], actions: int):
+        """What acts for so many runs that are alike, [runs, n, 11] to [runs, n, actions]."""
+        policy = cls(Network.create(DeterministicActor(widths, actions), jax.random.key(0), jnp.zeros(11)))
+        programs = Programs(cls, types.SimpleNamespace(phases=()), runs, None, 1)
+        policies = programs.place(jax.tree.map(lambda x: np.stack([x] * runs), policy))
+        return functools.partial(programs.act, policies)
+
+    def act(self, observation):
+        return self.actor(observation)
+
+
 @pytest.mark.parametrize(
     ("episodes", "groups", "slots"),
-    [(2, ([3], [3, 8], [*range(70)]), (2, 2, 1)), (70, ([3], [3, 8], [1, 2, 3, 4, 5]), (32, 32, 12))],
+    [(2, ([3], [3, 8], [*range(70)]), (2, 2, 1)), (70, ([3], [3, 8], [1, 2, 3, 4, 5]), (64, 32, 12))],
 )
 def test_an_episode_goes_the_same_way_however_many_are_side_by_side(episodes, groups, slots):
     # A body that falls differently for every rounding of its actions, and the network that gives them.
     make = functools.partial(environments.make_named, "hopper-medium")
-    actor = Network.create(DeterministicActor((256, 256), 3), jax.random.key(0), jnp.zeros(11))
-    act = jax.jit(lambda x: jax.lax.map(actor, x))
     found = []
     for seeds, count in zip(groups, slots, strict=True):
         evaluator = Evaluator(make, len(seeds), episodes)
         assert evaluator.slots == count
+        act = Policy.acting(len(seeds), (256, 256), 3)
         found.append(evaluator(act, seeds, 0)[seeds.index(3)].returns.tolist())
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("actions", [1, 3])
+def test_an_action_does_not_depend_on_what_else_is_acted_on(actions):
+    # Twelve rows are no whole number of the blocks in which a CPU multiplies: the last ones go another way.
+    rows = np.random.default_rng(0).normal(size=(1, 12, 11)).astype(np.float32)
+    act = Policy.acting(1, (300, 300), actions)
+    together = act(rows)
+    np.testing.assert_array_equal(act(rows[:, ::-1])[:, ::-1], together)
+    np.testing.assert_array_equal(np.concatenate([act(rows[:, k : k + 1]) for k in range(12)], axis=1), together)
+    several = Policy.acting(3, (300, 300), actions)(np.concatenate([rows * 0, rows, -rows]))
+    np.testing.assert_array_equal(several[1:2], together)
 
 
 def test_what_is_seen_of_an_environment_whose_episodes_are_over_is_zero():
