@@ -5,7 +5,7 @@ Fujimoto & Gu, "A Minimalist Approach to Offline Reinforcement Learning", NeurIP
     y    = r + gamma m min_i Q'_i(s', clip(pi'(s') + clip(eps, +-c))),  eps ~ N(0, sigma)    TD3BC.target
     L_Q  = sum_i mean_b (Q_i(s, a) - y)^2                                                    TD3BC.critic_loss
 
-and, every `policy_delay` steps, one actor step and one step of every target network,
+and, after every `policy_delay` steps, one actor step and one step of every target network (TD3BC.update_delayed),
 
     L_pi = -lambda mean_b Q_1(s, pi(s)) + mean_b (pi(s) - a)^2                               TD3BC.actor_loss
     lambda = alpha / mean_b |Q_1(s, pi(s))|   (no gradient)
@@ -15,7 +15,7 @@ m is the mask, 0 where an episode terminated; observations are normalised with t
 `--pretrain-steps N` is Jelley et al., "Efficient Offline Reinforcement Learning: First Imitate, then Improve" (2024):
 N steps before those, in which
 
-    L_pi = mean_b (pi(s) - a)^2                                                              TD3BC.imitate
+    L_pi = mean_b (pi(s) - a)^2                                                              TD3BC.cloning_loss
     L_MC = sum_i mean_b (Q_i(s, a) - R(s, a))^2                                              TD3BC.imitation_loss
     R    = discounted return to the episode's end; the last reward of an episode that did not terminate goes on for
            ever, r / (1 - gamma)                                                             TD3BC.prepare
