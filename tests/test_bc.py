@@ -106,8 +106,9 @@ def test_the_policy_learns_and_acts_on_normalised_observations():
         np.testing.assert_allclose(agent.act(prior.observation), action, rtol=1e-4, atol=1e-5)
         loss, _ = agent.loss(agent.policy.params, prior, KEY)
         np.testing.assert_allclose(loss, np.mean((action - prior.action) ** 2), rtol=1e-4)
-        drawn = agent.sample(jax.random.key(1), None, prior)
-        assert drawn.observation.shape == (500, OBSERVATION)
+        batches = agent.sample(jax.random.key(1), None, prior)
+        assert batches.observation.shape == (1, 500, OBSERVATION)
+        drawn = jax.tree.map(lambda x: x[0], batches)
         rows = (drawn.observation[:, None] == prior.observation).all(-1)
         assert (rows.sum(1) == 1).all()
         assert rows.any(0).mean() > 0.8

@@ -217,7 +217,14 @@ def test_the_units_of_a_task_do_not_count():
 def test_a_fault_is_planted_in_a_copy(tmp_path):
     right, wrong = alarm.FAULTS["mask ignored"]
     files = alarm.planted(tmp_path, right, wrong)
-    assert files == ["edac.py", "iql.py", "redq_adaptive_bc.py", "rlpd.py", "td3_bc.py"]  # all that bootstrap
+    assert files == [
+        "awac.py",
+        "edac.py",
+        "iql.py",
+        "redq_adaptive_bc.py",
+        "rlpd.py",
+        "td3_bc.py",
+    ]  # all that bootstrap
     assert right not in (tmp_path / "algorithms" / "iql.py").read_text()
     assert right in (alarm.ROOT / "algorithms" / "iql.py").read_text()
     with pytest.raises(Refused, match="cannot be planted"):

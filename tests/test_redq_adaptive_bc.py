@@ -185,17 +185,25 @@ def test_going_online_keeps_a_twentieth_of_the_data_and_everything_else():
     assert abs(np.mean(drawn == -1) - 0.75) < 0.05
 
 
+def gradient_step(agent, batch, key, number):
+    """The agent after one gradient step, and the step's metrics."""
+    after, metrics = agent.gradient_steps(
+        jax.tree.map(lambda x: x[None], batch), key[None], jnp.array([number], jnp.int32)
+    )
+    return after, {name: value[0] for name, value in metrics.items()}
+
+
 def test_the_last_step_of_each_policy_delay_moves_actor_and_targets_by_the_new_critic():
     agent = make_agent(policy_delay=3, target_rate=0.1, learning_rate=0.05)
     batch, key = random_batch(6, ROWS), jax.random.key(0)
     still = ("actor", "target_actor", "target_critic")
     for number in (1, 2, 4):
-        after, metrics = agent.update_once(batch, key, jnp.int32(number))
+        after, metrics = gradient_step(agent, batch, key, number)
         for name in still:
             chex.assert_trees_all_equal(getattr(after, name).params, getattr(agent, name).params)
         assert int(after.critic.opt_state.count) == 1
         assert np.isnan(metrics["actor_loss"])
-    after, metrics = agent.update_once(batch, key, jnp.int32(3))
+    after, metrics = gradient_step(agent, batch, key, 3)
     gradient = jax.grad(lambda params: agent.critic_loss(params, batch, key)[0])(agent.critic.params)
     near = jax.tree_util.Partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(near, after.critic.params, adam_first_step(agent.critic.params, gradient, 0.05))

@@ -332,8 +332,8 @@ def test_a_run_that_would_never_learn_is_refused():
     assert Config(steps=5001).problem() is None
     assert Config(steps=1, start_training=0).problem() is None
     assert Config(steps=10, pretrain_steps=1).problem() is None
-    with pytest.raises(Refused, match=r"--start-training 1000 .* must be below --steps 1000$"):
-        parse(["--env", "pointmaze-large", "--steps", "1000"], "rlpd", "", Config, PRESETS)
+    with pytest.raises(Refused, match=r"--start-training 500 .* must be below --steps 500$"):
+        parse(["--env", "pointmaze-large", "--steps", "500"], "rlpd", "", Config, PRESETS)
     for name, preset in PRESETS.items():
         fields = {k: v for k, v in preset.items() if hasattr(Config(), k)}
         assert Config(**fields).problem() is None, name
