@@ -20,7 +20,7 @@ Differences. Xavier-uniform kernels. The mean is squashed by tanh, as in rlkit; 
 standard deviation lies in [-5, 2], CORL's in [-20, 2].
 
 Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 74, halfcheetah-medium 49, walker2d-medium
-67, antmaze-umaze 58. Measured, in small: MEASURED
+67, antmaze-umaze 58. It has not been measured here yet.
 
     python algorithms/awac.py --env antmaze-umaze --offline-steps 25000 --online-steps 500000
 """
