@@ -58,7 +58,7 @@ from rich.console import Console
 from benchmarks import cluster
 from benchmarks.reporting.results import without_folder
 from common import commandline, datasets, environments, launch, recipes, tasks
-from common.datasets.sources import can_be_downloaded, fetch, is_here
+from common.datasets.downloads import can_be_downloaded, fetch, is_here
 from common.errors import Refused, exiting
 from common.machine import cores, tied
 from common.runs import write_json

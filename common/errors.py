@@ -1,4 +1,4 @@
-"""The one exception that the command line shows without a traceback, and how it shows it."""
+"""The one exception that the command line shows without a traceback, and how it and others are shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import NoReturn
 
 class Refused(Exception):
     """A request that cannot be served: one line that names the thing and what would work (exit status 2)."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as part of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def exiting(name: str, command: Callable[[], int | None]) -> NoReturn:

@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Dict
 from minari.data_collector import EpisodeBuffer
 
 from common import datasets, environments, recipes, tasks
-from common.datasets import cards, sources
+from common.datasets import cards, downloads
 from common.errors import Refused
 
 DOOR_DEMONSTRATIONS = Path(__file__).parents[2] / "shared/data/door-human.hdf5"
@@ -833,7 +833,7 @@ def test_out_of_reach_a_task_with_a_recipe_makes_its_data_and_says_so(folder, mo
 def test_a_host_that_stays_silent_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         before = time.monotonic()
-        assert not sources.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
+        assert not downloads.answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
         assert time.monotonic() - before < 2
 
 
@@ -847,7 +847,7 @@ def test_any_answer_shows_that_a_host_is_there():
                 connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
         threading.Thread(target=refuse, daemon=True).start()
-        assert sources.answers(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=3)
+        assert downloads.answers(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=3)
 
 
 def test_the_remote_is_respected(monkeypatch):
@@ -875,14 +875,14 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     source, place = planned
     original = folder.parent / "host"
     os.rename(place, original)
-    monkeypatch.setattr(sources, "within_reach", lambda source: True)
-    monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original, ConnectionError("gone\nhalf-way")))
+    monkeypatch.setattr(downloads, "within_reach", lambda source: True)
+    monkeypatch.setattr(downloads, "get_cloud_storage", lambda: Host(original, ConnectionError("gone\nhalf-way")))
     assert "could not be downloaded from hf://farama-minari (gone half-way)" in refusal(source, "pointmaze-umaze")
     assert not place.exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
     # Another process may be first.
-    monkeypatch.setattr(sources, "get_cloud_storage", lambda: Host(original))
+    monkeypatch.setattr(downloads, "get_cloud_storage", lambda: Host(original))
     rename = os.rename
     monkeypatch.setattr(os, "rename", lambda a, b: (shutil.copytree(a, b), rename(a, b)))
     first = load(source, "pointmaze-umaze")
@@ -890,7 +890,7 @@ def test_a_download_arrives_as_a_whole_and_works_offline_afterwards(planned, fol
     monkeypatch.setattr(os, "rename", rename)
     shutil.rmtree(place)
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
-    monkeypatch.setattr(sources, "within_reach", lambda source: pytest.fail("asked the host again"))
+    monkeypatch.setattr(downloads, "within_reach", lambda source: pytest.fail("asked the host again"))
     assert load(source, "pointmaze-umaze").fingerprint == first.fingerprint
 
 
@@ -993,13 +993,13 @@ def test_an_ogbench_archive_is_downloaded_once_and_as_a_whole(tmp_path, monkeypa
     (tmp_path / "there").mkdir()
     np.savez(tmp_path / "there" / "maze-v0.npz", **ogbench_rows())
     with served(tmp_path / "there") as (address, asked):
-        monkeypatch.setattr(sources, "OGBENCH_URL", address)
-        monkeypatch.setattr(sources, "OGBENCH_FOLDER", tmp_path / "here")
+        monkeypatch.setattr(downloads, "OGBENCH_URL", address)
+        monkeypatch.setattr(downloads, "OGBENCH_FOLDER", tmp_path / "here")
         with pytest.raises(Refused, match=r"other-v0 could not be downloaded from .*404"):
-            sources.fetch("ogbench:other-v0")
+            downloads.fetch("ogbench:other-v0")
         assert not list((tmp_path / "here").iterdir())
         for _ in range(2):
-            sources.fetch("ogbench:maze-v0")
+            downloads.fetch("ogbench:maze-v0")
     assert [call for call in asked if "maze" in call[1]] == [("GET", "/maze-v0.npz")]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["maze-v0.npz"]
     assert (tmp_path / "here/maze-v0.npz").read_bytes() == (tmp_path / "there/maze-v0.npz").read_bytes()
@@ -1036,7 +1036,7 @@ def test_d4rls_own_files_are_known_by_name(tmp_path, monkeypatch, write):
 def test_every_set_of_d4rls_has_its_name_and_place():
     """Each task with data of D4RL's; the places are d4rl/infos.py's."""
     named = {where for name in tasks.names() if (where := tasks.find(name).datasets.get("d4rl"))}
-    assert named == set(sources.D4RL_FILES)
+    assert named == set(downloads.D4RL_FILES)
     for name, place in {
         "halfcheetah-medium-replay-v2": "gym_mujoco_v2/halfcheetah_medium_replay-v2.hdf5",
         "door-human-v1": "hand_dapg_v1/door-human-v1.hdf5",
@@ -1046,7 +1046,7 @@ def test_every_set_of_d4rls_has_its_name_and_place():
         "antmaze-large-play-v2": "ant_maze_v2/"
         "Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
     }.items():
-        assert sources.D4RL_FILES[name] == place
+        assert downloads.D4RL_FILES[name] == place
 
 
 def test_an_ogbench_task_has_the_rewards_and_masks_of_its_package(tmp_path):

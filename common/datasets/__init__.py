@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets.sources import READERS, Episodes, Rows, fingerprint, is_here, validate, within_reach
+from common.datasets.downloads import is_here, within_reach
+from common.datasets.sources import READERS, Episodes, Rows, fingerprint, validate
 from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from common import datasets, recipes, tasks
 from common.datasets import cards, pixels
-from common.datasets.sources import is_here
+from common.datasets.downloads import is_here
 from common.errors import Refused, exiting
 from common.terminal import making
 

@@ -16,8 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from common.datasets.sources import Episodes, archive, array_of, check_keys, fingerprint, one_line
-from common.errors import Refused
+from common.datasets.sources import Episodes, archive, array_of, check_keys, fingerprint
+from common.errors import Refused, one_line
 
 _NPZ = ("image", "action", "reward")
 _HDF5 = ("observation", "action", "reward", "discount", "step_type")
