@@ -232,10 +232,7 @@ class Agent(struct.PyTreeNode):
         As many as a multiple of `period` begin just after a delayed step. They are compiled in groups of `period`, of
         which each is known to end in one: to decide it at run time would make an accelerator wait for the host.
         """
-        period, count = self.period, numbers.shape[0]
-
-        def delayed(agent: Self, batch: Batch) -> tuple[Self, Metrics]:
-            return agent.update_delayed(batch)
+        period, count, delayed = self.period, numbers.shape[0], type(self).update_delayed
 
         def wait(agent: Self, batch: Batch) -> tuple[Self, Metrics]:
             metrics = jax.eval_shape(delayed, agent, batch)[1]
