@@ -40,7 +40,8 @@ import jax.numpy as jnp
 from common import command
 from common.agent import Agent, Hyperparameters, Metrics, static
 from common.datasets import Dataset, transforms
-from common.networks import MLP, Dense, Network, Normal, Normaliser, Parameters
+from common.distributions import Normal
+from common.networks import MLP, Dense, Network, Normaliser, Parameters
 from common.replay import Batch
 from common.tasks import Task
 

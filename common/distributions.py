@@ -1,0 +1,62 @@
+"""Distributions over actions, each a pytree of arrays with the batch as its leading axes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class Normal(struct.PyTreeNode):
+    """A diagonal Gaussian."""
+
+    mean: jax.Array
+    """[..., a]"""
+    log_std: jax.Array
+    """[a] or [..., a]"""
+
+    def mode(self) -> jax.Array:
+        """The mean, [..., a]."""
+        return self.mean
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action per row, [..., a]."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """The log density of actions [..., a], [...]."""
+        scaled = (action - self.mean) * jnp.exp(-self.log_std)
+        return (-0.5 * jnp.square(scaled) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+
+
+class TanhNormal(struct.PyTreeNode):
+    """A diagonal Gaussian squashed into (-1, 1) by tanh."""
+
+    mean: jax.Array
+    """[..., a], before the squashing"""
+    log_std: jax.Array
+    """[..., a], before the squashing"""
+
+    def mode(self) -> jax.Array:
+        """The squashed mean, [..., a]."""
+        return jnp.tanh(self.mean)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action per row, [..., a]."""
+        return self.sample_and_log_prob(key)[0]
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One reparameterised action per row, [..., a], and its log density, [...]."""
+        noise = jax.random.normal(key, self.mean.shape)
+        before = self.mean + jnp.exp(self.log_std) * noise
+        return jnp.tanh(before), self._density(noise, before)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """The log density of actions [..., a] inside (-1, 1), [...]."""
+        before = jnp.arctanh(action)
+        return self._density((before - self.mean) * jnp.exp(-self.log_std), before)
+
+    def _density(self, noise: jax.Array, before: jax.Array) -> jax.Array:
+        normal = -0.5 * jnp.square(noise) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
+        log_slope = 2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before))  # log(1 - tanh^2), without cancellation
+        return (normal - log_slope).sum(-1)
