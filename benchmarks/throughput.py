@@ -70,9 +70,9 @@ UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "redq_
 """Critic steps per timing."""
 PEERS = {
     "rlpd": ("rlpd",),
-    "jax_corl": ("td3_bc", "iql"),
-    "unifloral": ("td3_bc", "iql", "bc", "edac"),
-    "corl": ("td3_bc", "iql", "bc", "edac"),
+    "jax_corl": ("td3_bc", "iql", "awac", "cql"),
+    "unifloral": ("td3_bc", "iql", "bc", "edac", "cql", "rebrac"),
+    "corl": ("td3_bc", "iql", "bc", "edac", "awac", "cql"),
     "adaptive_bc": ("redq_adaptive_bc",),
 }
 """Peer -> what it has."""

@@ -13,6 +13,10 @@ from test_agent import MODULES, agent_of, data, small
 
 from common import tasks
 from common.networks import Critic, Ensemble
+from common.programs import Learner, Programs
+from common.replay import Episode, Replay
+
+pytestmark = pytest.mark.optimised
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -67,3 +71,32 @@ def test_squared_actions_of_many_rows_are_summed_rightly():
         with jax.disable_jit():
             expected = function(rows)
         np.testing.assert_allclose(jax.jit(function)(rows), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_seed_learns_bitwise_the_same_alone_and_in_a_group(name):
+    """At real widths, where the compiler has a choice."""
+    kind = agent_of(MODULES[name])
+    config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=256)
+    phase = next(phase for phase, steps in config.phases if steps)
+    alone, together = (learnt(kind, config, phase, seeds) for seeds in ([1], [0, 1, 2]))
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], alone), jax.tree.map(lambda x: x[1], together))
+
+
+def learnt(kind, config, phase, seeds):
+    """Agents and metrics after a few updates, or one environment step, of these seeds: host arrays [seeds, ...]."""
+    count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
+    programs = Programs(kind, config, count, None, 1)
+    prior, places = programs.share(kind.prepare(config, rows, task)), programs.place(np.array(seeds, np.int32))
+    of_runs = jax.tree.map(lambda x: np.full(count, x, np.float32), config)
+    example = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), rows.batch(task))
+    agents = programs.enter(programs.create(of_runs, places, example, prior), places, phase, prior)
+    if phase == "online":
+        experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(example))
+        episode = Episode(*(np.zeros(count, dtype) for dtype in (bool, np.float32, np.int32)))
+        arguments = Learner(agents, experience), places, 1, example, episode, example.observation, prior
+        learner, _, metrics = programs.learn(*arguments)
+        agents = learner.agent
+    else:
+        agents, metrics = programs.offline(agents, places, phase, 0, 3, False, prior)
+    return programs.host((agents, metrics))

@@ -25,6 +25,8 @@ from common.networks import DeterministicActor, Network
 from common.programs import Programs
 from common.replay import Batch, Replay, sample, sample_union
 
+pytestmark = pytest.mark.optimised
+
 TASK = dataclasses.replace(tasks.find("pointmaze-umaze"), reward_scale=2.0, reward_shift=-1.0)
 
 

@@ -171,9 +171,10 @@ def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
     assert [r["phase"] for r in rows] == ["imitation"] * 2 + ["returns"] * 2 + ["offline"] * 4
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc"])
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", ["td3_bc"])
 def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(name, tmp_path):
-    # At real widths, where the compiler has a choice.
+    # At real widths, where the compiler has a choice; all other algorithms: test_compiled.py.
     command = [name, *COMMON, "--hidden", 256, 256, "--batch-size", 256, "--eval-episodes", 12]
     serve(*command, "--num-seeds", 3, "--devices", 1, "--out", tmp_path / "group")
     serve(*command, "--seed", 1, "--out", tmp_path / "alone")

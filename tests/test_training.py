@@ -30,6 +30,8 @@ from common.progress import Progress
 from common.reporting import Reporter
 from common.runs import RunDirectory, Table
 
+pytestmark = pytest.mark.optimised
+
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
     "--steps 180 --eval-every 90 --eval-episodes 3 --log-every 30"

@@ -88,15 +88,18 @@ def jax_corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     import jax
     import jax.numpy as jnp
 
-    name = settings["algorithm"]
-    module = load(checkout / "algos" / {"td3_bc": "td3bc.py", "iql": "iql.py"}[name])
+    name, hidden = settings["algorithm"], tuple(settings["hidden"])
+    module = load(checkout / "algos" / {"td3_bc": "td3bc.py"}.get(name, f"{name}.py"))
     rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
     rows |= {"dones": rows["terminals"], "masks": 1 - rows["terminals"], "dones_float": rows["terminals"]}
     data = module.Transition(**{field: rows[field] for field in module.Transition._fields})
-    config = module.config.model_copy(update={"hidden_dims": tuple(settings["hidden"])})
-    create = module.create_td3bc_train_state if name == "td3_bc" else module.create_iql_train_state
-    state = create(jax.random.PRNGKey(0), data.observations[0], data.actions[0], config)
-    algorithm = module.TD3BC() if name == "td3_bc" else module.IQL()
+    widths = {"actor_hidden_dims": hidden, "critic_hidden_dims": hidden} if name == "awac" else {"hidden_dims": hidden}
+    module.config = config = module.config.model_copy(update=widths | {"action_dim": settings["action"]})
+    short = name.replace("_", "")
+    state = getattr(module, f"create_{short}_train_state")(
+        jax.random.PRNGKey(0), data.observations[0], data.actions[0], config
+    )
+    algorithm = getattr(module, short.upper())()
     update = jax.jit(algorithm.update_n_times, static_argnums=(3,))
     key = jax.random.PRNGKey(1)
 
@@ -119,13 +122,17 @@ def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
     module = load(checkout / "algorithms" / f"{name}.py")
     rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
     fields = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
-    fields |= {"done": "terminals"}
+    fields |= {"done": "terminals", "next_action": "actions"}
     data = module.Transition(**{field: rows[fields[field]] for field in module.Transition._fields})
-    args = module.Args()
+    args = module.Args(**({"num_critics": 2} if name == "cql" else {}), batch_size=256)
     observation, action = data.obs[0], data.action[0]
-    statistics = () if name == "edac" else (data.obs.mean(axis=0), data.obs.std(axis=0))
-    actor = (module.DeterministicTanhActor if name in ("td3_bc", "bc") else module.TanhGaussianActor)(
-        len(action), *statistics
+    statistics = () if name in ("edac", "cql") else (data.obs.mean(axis=0), data.obs.std(axis=0))
+    of_actor, of_critic = (
+        ((args.actor_ln, args.norm_obs), (args.critic_ln, args.norm_obs)) if name == "rebrac" else ((), ())
+    )
+    deterministic = name in ("td3_bc", "bc", "rebrac")
+    actor = (module.DeterministicTanhActor if deterministic else module.TanhGaussianActor)(
+        len(action), *statistics, *of_actor
     )
 
     def state_of(network: Any, *inputs: Any) -> Any:
@@ -133,13 +140,13 @@ def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
 
     if name == "bc":
         networks, states = [actor], {"actor": state_of(actor, observation)}
-    elif name == "edac":
+    elif name in ("edac", "cql"):
         critic, alpha = module.VectorQ(args.num_critics), module.EntropyCoef()
         networks = [actor, critic, alpha]
         states = {"actor": state_of(actor, observation), "alpha": state_of(alpha)}
         states |= {key: state_of(critic, observation, action) for key in ("vec_q", "vec_q_target")}
     else:
-        critic = module.DualQNetwork(*statistics)
+        critic = module.DualQNetwork(*statistics, *of_critic)
         networks, states = [actor, critic], {"actor": state_of(actor, observation)}
         states |= {key: state_of(critic, observation, action) for key in ("dual_q", "dual_q_target")}
         if name == "iql":
@@ -176,6 +183,18 @@ def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
         actor = module.Actor(*sizes, 256, 1.0)
         critic = module.VectorizedCritic(*sizes, 256, 10)
         trainer = module.EDAC(actor, adam(actor), critic, adam(critic), eta=1.0, alpha_learning_rate=3e-4)
+    elif name == "awac":
+        actor, *critics = (kind(*sizes, 256) for kind in (module.Actor, module.Critic, module.Critic))
+        trainer = module.AdvantageWeightedActorCritic(
+            *(part for network in (actor, *critics) for part in (network, adam(network)))
+        )
+    elif name == "cql":
+        actor, *critics = (
+            module.TanhGaussianPolicy(*sizes, 1.0),
+            *(module.FullyConnectedQFunction(*sizes) for _ in "12"),
+        )
+        pairs = [part for network in (*critics, actor) for part in (network, adam(network))]
+        trainer = module.ContinuousCQL(*pairs, target_entropy=-sizes[1], bc_steps=0)
     elif name == "iql":
         actor, q, v = module.GaussianPolicy(*sizes, 1.0), module.TwinQ(*sizes), module.ValueFunction(sizes[0])
         trainer = module.ImplicitQLearning(1.0, actor, adam(actor), q, adam(q), v, adam(v), device="cpu")
@@ -187,7 +206,7 @@ def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
             critics = [module.Critic(*sizes) for _ in range(2)]
             pairs = [part for critic in critics for part in (critic, adam(critic))]
             trainer = module.TD3_BC(1.0, actor, adam(actor), *pairs, device="cpu")
-    step = trainer.update if name == "edac" else trainer.train
+    step = trainer.update if name in ("awac", "edac") else trainer.train
 
     def run(updates: int) -> None:
         for _ in range(updates):
