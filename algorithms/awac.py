@@ -7,17 +7,22 @@ Nair, Gupta, Dalal & Levine, "AWAC: Accelerating Online Reinforcement Learning w
     L_Q  = sum_i mean_b (Q_i(s, a) - y)^2                                                    AWAC.critic_loss
     A    = min_i Q_i(s, a) - min_i Q_i(s, a~),  a~ ~ pi(.|s)                                 AWAC.advantage
     L_pi = -mean_b w log pi(a|s)                                                             AWAC.actor_loss
-    w    = min(exp(A / lambda), 100), or the batch's size times softmax_b(A / lambda)        AWAC.weight
+    w    = min(exp(A / lambda), W), or the batch's size times its share of the batch's       AWAC.weight
            theta'_i <- (1 - rho) theta'_i + rho theta_i                                      AWAC.update_once
 
 m is the mask, 0 where an episode terminated; w has no gradient. The first weight is the paper's without its normaliser
-Z(s), cut off as in CORL, whose settings are the defaults; the second, `--weighting softmax`, is that of rlkit, the
-authors' code. The policy is a Gaussian with one standard deviation for all states; its samples are clipped to the
-actions there are, and evaluated is its mean. Observations are normalised with the data's mean and deviation. Online,
-the same updates on minibatches drawn uniformly from the data and the experience together.
+Z(s), cut off at W = 100 as in CORL, whose settings are the defaults; the second, `--weighting softmax`, is that of
+rlkit, the authors' code. The policy is a Gaussian with one standard deviation for all states; its samples are clipped
+to the actions there are, and evaluated is its mean. Observations are normalised with the data's mean and deviation.
+Online, the same updates on minibatches drawn uniformly from the data and the experience together.
 
-Differences. Xavier-uniform kernels. The mean is squashed by tanh, as in rlkit; CORL clips it where it acts. The log
-standard deviation lies in [-5, 2], CORL's in [-20, 2].
+`--preset hand` holds rlkit's settings for hands with sparse rewards (pen-, door-, relocate-binary): the softmax, with
+a~ the policy's mean (`--baseline mode`); advantages are cut off at 0.5 there, which with lambda = 0.5 is W = e.
+
+Differences. Xavier-uniform kernels. CORL's mean is not squashed by tanh, only clipped where it acts; rlkit's is. The
+log standard deviation lies in [-5, 2] and begins at 0; CORL's lies in [-20, 2], rlkit's in [-6, 0], by a sigmoid, and
+begins at -3. rlkit takes all gradients before the first step, does not clip its samples, decays all the actor's
+parameters by a term of their gradient, and on hands has critics that are at most 0.
 
 Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 74, halfcheetah-medium 49, walker2d-medium
 67, antmaze-umaze 58. It has not been measured here yet.
@@ -27,6 +32,7 @@ Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 74, h
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 import chex
@@ -46,8 +52,9 @@ class Config(Hyperparameters):
     discount: float = 0.99  # discount factor (gamma)
     target_rate: float = 0.005  # step of the target critics towards the online ones (rho)
     temperature: float = traced(1.0, "(0, inf)")  # of the advantage in cloning (lambda)
-    largest_weight: float = traced(100.0, "(0, inf)")  # where exp(A / lambda) is cut off
+    largest_weight: float = traced(100.0, "(0, inf)")  # where exp(A / lambda) is cut off (W)
     weighting: Literal["clipped", "softmax"] = "clipped"  # the exponential, or its share of the batch's
+    baseline: Literal["sample", "mode"] = "sample"  # what the data's actions are compared with: a sample of pi, or mean
     weight_decay: float = 0.0  # AdamW's decay of the actor's kernels
     hidden: tuple[int, ...] = (256, 256, 256)  # width of each hidden layer of all networks
     normalise: bool = True  # normalise observations with the data's mean and standard deviation
@@ -66,6 +73,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Ours: small networks for a small maze, with RLPD's discount there.
     "pointmaze": {"temperature": 0.1, "discount": 0.995, "hidden": (128, 128), "offline_steps": 50_000}
     | {"eval_every": 5000, "eval_episodes": 100},
+    # By algorithm, with --preset: laid over the family's. examples/awac/hand/awac1.py of rlkit.
+    "hand": {
+        "weighting": "softmax", "baseline": "mode", "temperature": 0.5, "largest_weight": math.e, "weight_decay": 1e-4,
+        "hidden": (256, 256), "normalise": False, "batch_size": 1024, "offline_steps": 25_000, "online_steps": 500_000,
+    },
 }  # fmt: skip
 
 
@@ -113,8 +125,9 @@ class AWAC(Agent):
         return loss, {"critic_loss": loss, "q": q.mean()}
 
     def advantage(self, batch: Batch, key: jax.Array) -> jax.Array:
-        """A, [batch]: of the data's actions over a sample of the policy."""
-        own = self.actor(batch.observation).sample(key).clip(-1, 1)
+        """A, [batch]: of the data's actions over the policy's."""
+        policy = self.actor(batch.observation)
+        own = policy.mode() if self.config.baseline == "mode" else policy.sample(key).clip(-1, 1)
         q, value = (self.critic(batch.observation, action).min(axis=0) for action in (batch.action, own))
         return q - value
 
@@ -122,7 +135,7 @@ class AWAC(Agent):
         """w, [batch], of advantages [batch]."""
         ratio = advantage / self.config.temperature
         if self.config.weighting == "softmax":
-            return advantage.shape[0] * jax.nn.softmax(ratio)
+            return advantage.shape[0] * jax.nn.softmax(jnp.minimum(ratio, jnp.log(self.config.largest_weight)))
         return jnp.minimum(jnp.exp(ratio), self.config.largest_weight)
 
     def actor_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:

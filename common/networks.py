@@ -24,6 +24,8 @@ class Dense(nn.Module):
     features: int
     bound: float | None = None
     """Kernel and bias begin uniform in +-bound instead."""
+    first_bias: float | None = None
+    """The bias begins as this number, and the kernel as PyTorch's, uniform in +-1 / sqrt(in), instead."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -31,6 +33,8 @@ class Dense(nn.Module):
         of_kernel, of_bias = nn.initializers.xavier_uniform(), nn.initializers.zeros
         if self.bound is not None:
             of_kernel = of_bias = within(self.bound)
+        elif self.first_bias is not None:
+            of_kernel, of_bias = within(x.shape[-1] ** -0.5), nn.initializers.constant(self.first_bias)
         kernel = self.param("kernel", of_kernel, (x.shape[-1], self.features))
         return affine(x, kernel, self.param("bias", of_bias, (self.features,)))
 

@@ -41,20 +41,26 @@ def dense(x, layer):
     return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
 
 
+def layer_norm(x, params):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * np.asarray(params["scale"], np.float64) + np.asarray(params["bias"], np.float64)
+
+
 def mlp(x, params):
     for index in range(sum(name.startswith("Dense") for name in params)):
         x = dense(x, params[f"Dense_{index}"])
         if "LayerNormReLU_0" in params:
-            norm = params[f"LayerNormReLU_{index}"]
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-            x = x * np.asarray(norm["scale"], np.float64) + np.asarray(norm["bias"], np.float64)
+            x = layer_norm(x, params[f"LayerNormReLU_{index}"])
         x = np.maximum(x, 0)
+        if "LayerNorm_0" in params:  # behind the ReLU, in ReBRAC
+            x = layer_norm(x, params[f"LayerNorm_{index}"])
     return x
 
 
 def head(params, x):
     """An MLP and the linear layer on it."""
-    return dense(mlp(np.asarray(x, np.float64), params["MLP_0"]), params["Dense_0"])
+    (hidden,) = (params[name] for name in ("MLP_0", "Features_0") if name in params)
+    return dense(mlp(np.asarray(x, np.float64), hidden), params["Dense_0"])
 
 
 def q_values(critic, members, observation, action):
@@ -83,9 +89,9 @@ def adam_first_step(before, gradient, rate):
     )
 
 
-def assert_only_terminations_stop(agent):
+def assert_only_terminations_stop(agent, batch=None):
     """The target of a row sees its next state if the mask is 1, as at a time limit, and not if it is 0."""
-    batch, key = random_batch(5, 2), jax.random.key(0)
+    batch, key = random_batch(5, 2) if batch is None else batch, jax.random.key(0)
     for mask, moves in ((1.0, True), (0.0, False)):
         rows = batch.replace(mask=np.full(2, mask, np.float32))
         elsewhere = rows.replace(next_observation=rows.next_observation + 1)

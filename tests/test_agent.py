@@ -162,7 +162,7 @@ def test_groups_of_steps_give_the_numbers_of_single_ones(name):
 def test_groups_of_steps_hold_no_conditional(name, utd, conditionals):
     """An accelerator waits for the host at each."""
     agent, prior = fresh(MODULES[name], policy_delay=2)
-    batches = jax.tree.map(lambda x: jnp.stack([x[:5]] * utd), prior.transitions())
+    batches = jax.tree.map(lambda x: jnp.stack([x[:5]] * utd), prior)
     program = jax.make_jaxpr(type(agent).update)(agent, batches, jax.random.key(0), jnp.int32(1))
     assert str(program).count(" cond[") == conditionals
     keys = jax.random.split(jax.random.key(4), 2 * utd)

@@ -44,8 +44,10 @@ def sampled(agent, observation, key):
 
 
 def numpy_advantage(agent, batch, key):
-    q = q_values(agent.critic, range(2), batch.observation, batch.action).min(0)
-    return q - q_values(agent.critic, range(2), batch.observation, sampled(agent, batch.observation, key)).min(0)
+    mean, _ = policy(agent, batch.observation)
+    own = mean if agent.config.baseline == "mode" else sampled(agent, batch.observation, key)
+    q, value = (q_values(agent.critic, range(2), batch.observation, a).min(0) for a in (batch.action, own))
+    return q - value
 
 
 def numpy_log_prob(agent, batch):
@@ -64,14 +66,19 @@ def test_critic_loss_equals_numpy():
     np.testing.assert_allclose(metrics["q"], q.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("weighting", "cut"), [("clipped", 100.0), ("clipped", 1.1), ("softmax", 100.0)])
-def test_actor_loss_equals_numpy(weighting, cut):
-    agent = make_agent(weighting=weighting, temperature=0.3, largest_weight=cut)
+@pytest.mark.parametrize("baseline", ["sample", "mode"])
+@pytest.mark.parametrize("cut", [100.0, 1.1])
+@pytest.mark.parametrize("weighting", ["clipped", "softmax"])
+def test_actor_loss_equals_numpy(weighting, cut, baseline):
+    agent = make_agent(weighting=weighting, temperature=0.3, largest_weight=cut, baseline=baseline)
     batch = random_batch(4, ROWS)
     advantage = numpy_advantage(agent, batch, KEY)
     ratio = np.exp(advantage / 0.3)
-    weight = ROWS * ratio / ratio.sum() if weighting == "softmax" else np.minimum(ratio, cut)
     assert (ratio > 1.1).any()
+    assert (ratio < 1.1).any()
+    weight = np.minimum(ratio, cut)
+    if weighting == "softmax":
+        weight *= ROWS / weight.sum()
     loss, metrics = agent.actor_loss(agent.actor.params, batch, KEY)
     np.testing.assert_allclose(loss, -(weight * numpy_log_prob(agent, batch)).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["advantage"], advantage.mean(), rtol=1e-4, atol=1e-6)
@@ -145,12 +152,24 @@ def test_observations_are_normalised_everywhere_alike():
     np.testing.assert_allclose(agent.explore(raw, KEY), sampled(agent, normal, KEY), rtol=1e-4, atol=1e-5)
 
 
-def test_presets_are_those_of_corl():
-    def config(env):
-        return parse(["--env", env], "awac", "", Config, PRESETS).config
+def test_softmax_weights_of_far_apart_advantages_are_finite():
+    agent = make_agent(weighting="softmax", temperature=1e-3)
+    weight = agent.weight(jnp.array([-50.0, 0.0, 70.0, 90.0]))
+    np.testing.assert_allclose(weight, [0, 4 / 201, 400 / 201, 400 / 201], rtol=1e-5)
+
+
+def test_presets_are_those_of_corl_and_rlkit():
+    def config(env, *more):
+        return parse(["--env", env, *more], "awac", "", Config, PRESETS).config
 
     assert config("hopper-medium") == dataclasses.replace(Config(), temperature=0.3333)
     assert config("antmaze-large-play").temperature == config("pen-human").temperature == 0.1
     for preset in PRESETS.values():
         fields = {f.name for f in dataclasses.fields(Config)}
         assert Config(**{k: v for k, v in preset.items() if k in fields}).problem() is None
+    hand = config("pen-binary", "--preset", "hand")
+    assert (hand.weighting, hand.baseline, hand.hidden, hand.batch_size) == ("softmax", "mode", (256, 256), 1024)
+    assert (hand.learning_rate, hand.weight_decay, hand.target_rate, hand.normalise) == (3e-4, 1e-4, 0.005, False)
+    assert (hand.offline_steps, hand.online_steps) == (25_000, 500_000)
+    # Their beta, and where they cut advantages off (clip_score).
+    assert (hand.temperature, hand.temperature * np.log(hand.largest_weight)) == (0.5, 0.5)

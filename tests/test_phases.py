@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, edac, iql, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, edac, iql, rebrac, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.programs import Program
 
@@ -23,6 +23,7 @@ ALGORITHMS = {
     "edac": (edac.EDAC, edac),
     "iql": (iql.IQL, iql),
     "td3_bc": (td3_bc.TD3BC, td3_bc),
+    "rebrac": (rebrac.ReBRAC, rebrac),
     "redq_adaptive_bc": (redq_adaptive_bc.REDQAdaptiveBC, redq_adaptive_bc),
 }
 
