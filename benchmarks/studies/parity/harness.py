@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from common import layers
 from common.networks import Network
 from common.replay import Batch
 
@@ -230,12 +231,15 @@ def error(ours: Tree, target: Tree, start: Tree | None = None) -> float:
         scale = np.abs(b).max()
         if scale == 0 and (np.abs(a).max() == 0 or _is_norm(path)):  # a LayerNorm that theirs has not
             continue
-        worst = max(worst, float(np.abs(a - b).max() / max(scale, 1e-300)))
+        worst = float(np.maximum(worst, np.abs(a - b).max() / max(scale, 1e-300)))  # NaN remains NaN
     return worst
 
 
 def distance(ours: Tree, target: Tree, start: Tree) -> float:
-    """||ours - theirs|| / ||theirs - start|| over all leaves that theirs has: one tiny gradient cannot fill it."""
+    """||ours - theirs|| / ||theirs - start|| over all leaves that theirs has: one tiny gradient cannot fill it.
+
+    Where theirs has not moved, 0 if ours has not either, else infinite.
+    """
     flat, _ = jax.tree_util.tree_flatten_with_path(target)
     difference = moved = 0.0
     for a, (path, b), c in zip(jax.tree.leaves(ours), flat, jax.tree.leaves(start), strict=True):
@@ -243,7 +247,9 @@ def distance(ours: Tree, target: Tree, start: Tree) -> float:
         if _is_norm(path) and np.array_equal(b, c):
             continue
         difference, moved = difference + np.square(a - b).sum(), moved + np.square(b - c).sum()
-    return float(np.sqrt(difference / moved)) if moved else 0.0
+    if not moved:
+        return float("inf") if difference else 0.0
+    return float(np.sqrt(difference / moved))
 
 
 def _double(x: Any) -> np.ndarray:
@@ -391,6 +397,27 @@ def with_norms(params: Tree) -> Tree:
         shape = layer["bias"].shape
         mlp["LayerNormReLU_" + name.split("_")[1]] = {"scale": jnp.ones(shape, REAL), "bias": jnp.zeros(shape, REAL)}
     return {"params": params["params"] | {"MLP_0": mlp}}
+
+
+@contextlib.contextmanager
+def bare_norms(on: bool = True) -> Iterator[None]:
+    """Our LayerNorm as PyTorch's without parameters: epsilon 1e-5 instead of Flax's 1e-6, scale 1 and bias 0."""
+    own = Network.descend
+
+    def descend(self: Network, *arguments: Any) -> Network:
+        new = own(self, *arguments)
+        return new.replace(params=identity_norms(new.params)) if "MLP_0" in new.params["params"] else new
+
+    def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean)
+        return mean, jax.lax.rsqrt(jnp.maximum(0.0, variance) + 1e-5)
+
+    with contextlib.ExitStack() as stack:
+        if on:
+            stack.enter_context(mock.patch.object(layers, "_moments", moments))
+            stack.enter_context(mock.patch.object(Network, "descend", descend))
+        yield
 
 
 def fresh(net: Network, params: Tree) -> Network:
