@@ -100,7 +100,7 @@ def row_of(check: str, line: Mapping[str, Any]) -> dict[str, Any]:
     updates = re.search(r"after (\d+) update", line["what"]) if line["kind"] == "parameters" else None
     return {
         "file": check,
-        "case": line["case"],
+        "case": line["case"].removeprefix(f"{check}/"),
         "bits": line["bits"],
         "kind": line["kind"],
         "what": line["what"],
