@@ -105,9 +105,10 @@ def returns() -> None:
         })  # fmt: skip
         data = Dataset(nothing, nothing, reward, terminated, truncated, nothing, terminated, "test")
         ours = transforms.returns_to_go(data, reward, 0.99, continued=True)
-        inside, scale = np.arange(n) <= ends[-2], np.abs(theirs).max()
-        errors = np.abs(ours - theirs) / scale
+        inside, errors = np.arange(n) <= ends[-2], np.abs(ours - theirs) / np.abs(theirs).max()
         table.row("all but the last episode, in single precision", float(errors[inside].max()))
+        if not cut:
+            table = h.Table(f"returns, {label}, last episode", "theirs has the file's last episode go on for ever")
         table.row("the last episode, in single precision", float(errors[~inside].max()))
 
 

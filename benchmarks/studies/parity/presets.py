@@ -52,8 +52,10 @@ def files(*folders: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def edac_first() -> None:
     """N and eta; with the preset imitate-first the steps, too."""
-    table = h.Table("EDAC, First Imitate")
     for task, v in files("EfficientOfflineRL", "configs", "edac"):
+        maze = tasks.find(task).family == "antmaze"
+        steps_of_maze = "offline steps as EDAC's, after imitation; theirs counts it among them"
+        table = h.Table(f"EDAC{' in AntMaze' * maze}, First Imitate", steps_of_maze * maze)
         plain, imitating = ours(edac, task), ours(edac, task, "imitate-first")
         steps = v["num_epochs"] * v["num_updates_on_epoch"]
         if task != "antmaze-umaze":  # EDAC's own are CORL's there
@@ -80,8 +82,9 @@ def edac_corl() -> None:
     for task, v in files("CORL", "configs", "offline", "edac"):
         plain = ours(edac, task)
         compare(table, task, {"N": (plain.ensemble, v["num_critics"]), "eta": (plain.eta, v["eta"])})
-    table = h.Table("SAC-N, CORL")
     for task, v in files("CORL", "configs", "offline", "sac_n"):
+        maze = tasks.find(task).family == "antmaze"
+        table = h.Table("SAC-N in AntMaze, CORL", "10 critics here, 25 there") if maze else h.Table("SAC-N, CORL")
         compare(table, task, {"N": (ours(edac, task, "sac-n").ensemble, v["num_critics"])})
 
 
@@ -135,7 +138,7 @@ def iql_authors() -> None:
 
 def iql_corl() -> None:
     """CORL's fine-tuning."""
-    table = h.Table("IQL, CORL's fine-tuning", "AntMaze's dropout and Adroit's beta are the authors'")
+    table = h.Table("IQL, CORL's fine-tuning", "Adroit's expectile and beta are the authors'")
     for task, v in files("CORL", "configs", "finetune", "iql"):
         c = ours(iql, task)
         compare(table, task, {
