@@ -213,6 +213,7 @@ def test_what_is_unequal_or_does_not_run_is_told(tmp_path, monkeypatch, capsys):
     [
         (["--peers", ".", "--only", "iqk"], "parity: --only iqk: there are "),
         (["--peers", "nowhere"], "parity: --peers nowhere: there is no such folder"),
+        (["--peers", ".", "--jobs", "0"], "parity: --jobs must be at least 1, not 0"),
         (["--peers", ".", "--name", "a/b"], "parity: 'a/b' cannot name a result"),
         (["--peers", ".", "--peer-python", "no-such-python"], "parity: --peer-python no-such-python: cannot be start"),
     ],

@@ -1,7 +1,7 @@
 """Are our updates those of the authors' code? Losses and parameters, update by update, against checkouts of theirs.
 
     python -m benchmarks.studies.parity --peers FOLDER [--peer-python PYTHON] [--only iql cql ...] [--bits 64]
-        [--name NAME]
+        [--jobs 1] [--name NAME]
 
 FOLDER holds a checkout per peer, under its repository's name (rlpd, implicit_q_learning, TD3_BC, CORL, ...); one that
 is not there is named and left out. PYTHON can import ours and theirs: JAX, Flax, PyTorch, tensorflow-probability, gym.
@@ -22,8 +22,8 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,8 @@ class Parity:
     """Checks; default: all."""
     bits: Literal[64, 32] = 64
     """Precision of both sides: 32 is as shipped."""
+    jobs: int = 1
+    """Checks side by side."""
     name: str | None = None
     """Of the files in benchmarks/results."""
 
@@ -171,6 +173,8 @@ def main(asked: Parity) -> int:
     unknown = [name for name in asked.only if name not in known]
     if unknown:
         raise Refused(f"--only {unknown[0]}: there are {', '.join(known)}")
+    if asked.jobs < 1:
+        raise Refused(f"--jobs must be at least 1, not {asked.jobs}")
     if not asked.peers.is_dir():
         raise Refused(f"--peers {asked.peers}: there is no such folder; it must hold the checkouts of the peers")
     name = asked.name or (None if asked.only else "parity")
@@ -184,17 +188,16 @@ def main(asked: Parity) -> int:
         raise Refused(f"--peer-python {asked.peer_python}: cannot be started ({error.strerror})") from error
     if told.returncode:
         raise Refused(f"--peer-python {asked.peer_python}: cannot import this project")
-    console, rows, failures = Console(width=200), [], []
-    for check in asked.only or known:
-        start = time.perf_counter()
-        found, absent, failed = run(asked, check)
-        rows += found
-        for peer in absent:
-            console.print(f"{check}: {peer} is not in {asked.peers}, left out", highlight=False, soft_wrap=True)
-        if failed:
-            failures.append(check)
-            console.print(f"{check}: does not run:\n{failed}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{check}: {len(found)} rows, {time.perf_counter() - start:.0f} s", highlight=False)
+    console, rows, failures, names = Console(width=200), [], [], asked.only or known
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for check, (found, absent, failed) in zip(names, pool.map(lambda x: run(asked, x), names), strict=True):
+            rows += found
+            for peer in absent:
+                console.print(f"{check}: {peer} is not in {asked.peers}, left out", highlight=False, soft_wrap=True)
+            if failed:
+                failures.append(check)
+                console.print(f"{check}: does not run:\n{failed}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{check}: {len(found)} rows", highlight=False)
     table = cases(rows)
     console.print(shown(table, asked.bits))
     if name is not None and rows:

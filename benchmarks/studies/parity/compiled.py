@@ -34,7 +34,9 @@ def data() -> Dataset:
 
 def real(tree: Any) -> Any:
     """Floating leaves in the precision of the check."""
-    return jax.tree.map(lambda x: x.astype(h.REAL) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, h.REAL) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree
+    )
 
 
 def check(name: str) -> None:
