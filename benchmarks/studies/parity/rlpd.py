@@ -119,7 +119,7 @@ def check(
         mine, metrics = h.followed(ours, [Batch(**h.stacked(step)) for step in steps], start)
     for key in ("actor_loss", "entropy", "temperature"):
         table.scalar(f"{key} (1st update)", metrics[0][key], infos[0][key])
-    table.changes(mine, params, start, at=(1, updates))
+    table.changes(mine, params, start, at=sorted({1, updates}))
 
 
 def losses() -> None:
@@ -166,11 +166,11 @@ def main() -> None:
     droq = {"num_qs": 2, "critic_layer_norm": True, "critic_dropout_rate": 0.1}
     decay, entropy = {"weight_decay": 0.01}, {"backup_entropy": False}
     check("locomotion", presets["locomotion"], flags, 4)
-    check("antmaze", presets["antmaze"], flags | entropy | {"num_min_qs": 1}, 4)
-    check("adroit", presets["adroit-binary"], flags | entropy, 4)
+    check("antmaze", presets["antmaze"], flags | entropy | {"num_min_qs": 1}, 2)
+    check("adroit", presets["adroit-binary"], flags | entropy, 2)
     check("sac", presets["sac"], {}, 1)
-    check("droq", presets["droq"] | {"dropout": 0.1}, droq, 4)
-    check("locomotion, full size", presets["locomotion"], flags, 20, updates=2, width=256, size=32)
+    check("droq", presets["droq"] | {"dropout": 0.1}, droq, 2)
+    check("locomotion, full size", presets["locomotion"], flags, 4, updates=1, width=256, size=256)
     check("weight decay", presets["sac"] | decay, {"critic_weight_decay": 0.01}, 2)
     differs = "theirs decays LayerNorm's scales, too"
     check("weight decay, LayerNorm", decay, flags | {"critic_weight_decay": 0.01}, 2, differs=differs)
