@@ -43,12 +43,12 @@ def test_an_error_is_that_of_the_worst_leaf():
 
 
 def test_a_distance_is_of_all_leaves_relative_to_the_movement():
-    start, target = tree([[1.0, 0.0]], [-1.0]), tree([[4.0, 0.0]], [3.0])
-    assert h.distance(tree([[4.0, 0.0]], [3.5]), target, start) == pytest.approx(0.5 / 5)
+    start, target = tree([[1.0, 0.0]], [-2.0]), tree([[4.0, 0.0]], [2.0])
+    assert h.distance(tree([[4.0, 0.0]], [2.5]), target, start) == pytest.approx(0.5 / 5)
     assert h.distance(target, target, start) == 0
     # What theirs leaves alone, ours may not move; but theirs may have no LayerNorm parameters.
     assert h.distance(start, start, start) == 0
-    assert h.distance(tree([[2.0, 0.0]], [-1.0]), start, start) == float("inf")
+    assert h.distance(tree([[2.0, 0.0]], [-2.0]), start, start) == float("inf")
     with_norm = [tree([[0.0, 0.0]], [b], [s]) for b, s in ((0.0, 1.0), (4.0, 1.0), (4.0, 2.0))]
     assert h.distance(with_norm[2], with_norm[1], with_norm[0]) == 0
     assert h.error(with_norm[2], with_norm[1], with_norm[0]) == 0
