@@ -153,7 +153,7 @@ class Job:
         request = self.request
         try:
             launch.check(request, tasks.find(self.task))
-            check_playable(self.task)
+            check_playable(self.task, request.config.discrete_actions)
             if request.config.uses_prior_data:
                 check_source(request.run.dataset or self.source or tasks.find(self.task).default_dataset)
         except Refused as refusal:
@@ -196,10 +196,9 @@ class Job:
 
 
 @functools.cache
-def check_playable(task: str) -> None:
-    """Refuse an environment that no run could act in; those of the table are known to be sound."""
-    if task not in tasks.names():
-        environments.make(tasks.find(task)).close()
+def check_playable(task: str, discrete: bool) -> None:
+    """Refuse an environment that no run could act in, or with other actions than an algorithm's."""
+    environments.check_actions(tasks.find(task), discrete)
 
 
 def check_source(source: str | None) -> None:

@@ -81,6 +81,12 @@ class Hyperparameters(struct.PyTreeNode):
     start_training = 0
     """Environment steps before the first update online; not a field, unless an algorithm makes it one."""
 
+    discrete_actions = False
+    """Whether the algorithm chooses among actions, each a one-hot vector; otherwise they are vectors in [-1, 1]."""
+
+    default_task = ""
+    """What it learns where the user names no task, if not what all others do."""
+
     without_data = ""
     """The flags with which the algorithm learns without prior data; none if it cannot."""
 

@@ -95,13 +95,14 @@ def traced_fields(config_class: type) -> list[str]:
 
 def parse(arguments: Sequence[str], name: str, description: str, config_class: type, presets: Mapping) -> Request:
     """The request of a command line. Raises Refused, or exits as tyro does, with status 2, on unknown flags."""
+    usual = config_class.default_task or Run.env
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--env", default=Run.env)
+    early.add_argument("--env", default=usual)
     early.add_argument("--preset")
     chosen, _ = early.parse_known_args(arguments)
     families = {tasks.find(task).family for task in tasks.names()} | {"gym"}
     asked_for_help = "-h" in arguments or "--help" in arguments
-    family = Run.env if asked_for_help and "--env" not in arguments else chosen.env
+    family = usual if asked_for_help and "--env" not in arguments else chosen.env
     task = tasks.find(family)
     values = presets.get(task.family, {}) | presets.get(f"{task.family}/{task.name}", {})
     if chosen.preset is not None:

@@ -7,6 +7,12 @@ import jax.numpy as jnp
 from flax import struct
 
 
+def one_hot_argmax(values: jax.Array) -> jax.Array:
+    """The discrete action of the largest of `values` [..., a], one-hot [..., a]; NaN beside a value that is NaN."""
+    best = jax.nn.one_hot(values.argmax(-1), values.shape[-1], dtype=values.dtype)
+    return jnp.where(jnp.isnan(values).any(-1, keepdims=True), jnp.nan, best)
+
+
 class Normal(struct.PyTreeNode):
     """A diagonal Gaussian."""
 

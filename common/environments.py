@@ -1,5 +1,7 @@
 """Tasks as environments: flat float32 observations, actions in [-1, 1], success, and episodes that can be replayed.
 
+Where an environment takes one of n actions by its number, an action is a one-hot vector of n here and in all data.
+
 Observations that come as a dictionary are flattened by one rule, here and for data: achieved goal, observation, desired
 goal, in this order, without the achieved goal where the observation holds it already (PointMaze: 6 numbers). Parts with
 other names follow each other by name.
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import mujoco
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Discrete
 
 from common import tasks
 from common.errors import Refused
@@ -79,18 +81,26 @@ class Environment:
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
             raise Refused(f"{task.environment} has observations {space}: only vectors of numbers are supported")
         action = environment.action_space
-        if not (isinstance(action, Box) and len(action.shape) == 1 and np.isfinite([action.low, action.high]).all()):
-            raise Refused(f"{task.environment} has actions {action}: only bounded vectors of numbers are supported")
+        self.numbers: range | None = None
+        """Those of discrete actions, in the environment's own terms; None where actions are vectors."""
+        if isinstance(action, Discrete):
+            self.numbers = range(int(action.start), int(action.start + action.n))
+            self.action_size = len(self.numbers)
+        elif isinstance(action, Box) and len(action.shape) == 1 and np.isfinite([action.low, action.high]).all():
+            self.action_size = action.shape[0]
+            self._low, self._high = action.low, action.high
+            self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
+            self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
+        else:
+            raise Refused(
+                f"{task.environment} has actions {action}: only bounded vectors of numbers, and Discrete, are supported"
+            )
 
         self.task = task
         self.horizon = task.horizon
         self.observation_size = sum(part.shape[0] for part in parts)
-        self.action_size = action.shape[0]
         self.raw = environment
         """The Gymnasium environment itself."""
-        self._low, self._high = action.low, action.high
-        self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
-        self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
         self.origin = np.zeros(2)
         """float64 [2], m: where, in the simulation, observed positions have their origin; 0 but in D4RL's AntMaze."""
         self.draws_goal = hidden_goal and task.family == "antmaze"
@@ -115,8 +125,10 @@ class Environment:
         return self._flat(self.raw.reset(seed=seed, options=options)[0])
 
     def step(self, action: np.ndarray) -> Step:
-        """Apply an action, float [action] in [-1, 1]."""
-        if self._is_rescaled:
+        """Apply an action, float [action] in [-1, 1]; of discrete ones that with the largest entry."""
+        if self.numbers is not None:
+            action = self.numbers[int(np.argmax(action))]
+        elif self._is_rescaled:
             # Rounding could leave the bounds by a bit, which some environments do not forgive.
             action = (self._centre + self._half_range * action).clip(self._low, self._high)
         else:
@@ -142,7 +154,12 @@ class Environment:
         return observation
 
     def unscaled(self, action: np.ndarray) -> np.ndarray:
-        """Actions [..., action] in the environment's own units, as data record them, brought to [-1, 1]."""
+        """Actions [..., action] in the environment's own units, as data record them, brought to [-1, 1].
+
+        Of discrete ones, the numbers [...] as one-hot vectors, bool [..., action].
+        """
+        if self.numbers is not None:
+            return action[..., None] == np.array(self.numbers)
         return (action - self._centre) / self._half_range if self._is_rescaled else action
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
@@ -223,7 +240,7 @@ def make(task: Task, observation_size: int | None = None, action_size: int | Non
     environment = Environment(task, raw, hidden_goal)
     for size, own, what in (
         (observation_size, environment.observation_size, "observation"),
-        (action_size, environment.action_size, "action"),
+        (action_size if environment.numbers is None else None, environment.action_size, "action"),
     ):
         if size not in (None, own):
             environment.close()
@@ -233,6 +250,18 @@ def make(task: Task, observation_size: int | None = None, action_size: int | Non
                 "choose the task that the data were collected for"
             )
     return environment
+
+
+def check_actions(task: Task, discrete: bool) -> None:
+    """Refuse a task for an algorithm with other actions: `discrete` ones, or vectors."""
+    environment = make(task)
+    environment.close()
+    if (environment.numbers is not None) != discrete:
+        own, other = ("discrete", "continuous") if discrete else ("continuous", "discrete")
+        raise Refused(
+            f"{task.name} has actions {environment.raw.action_space}, and this algorithm has {own} ones: "
+            f"choose another task, or an algorithm with {other} actions"
+        )
 
 
 def as_d4rl(model: mujoco.MjModel) -> None:

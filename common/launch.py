@@ -41,12 +41,13 @@ def run(
     directory, saved = begun or (None, None)
     task = tasks.find(request.run.env)
     check(request, task)
+    environments.check_actions(task, request.config.discrete_actions)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
     data = load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
-    environment = environments.make(task) if data is None else datasets.environment_of(task, data)
-    environment.close()
+    if data is not None:
+        datasets.environment_of(task, data).close()
     programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
     if directory is None:

@@ -15,6 +15,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from common.agent import Metrics
+from common.distributions import one_hot_argmax
 from common.errors import Refused
 from common.replay import Batch, Episode, Replay
 
@@ -183,6 +184,8 @@ class Programs:
             key = run_key(seed, EXPLORE, step)
             action = agent.explore(observation, key)
             uniform = jax.random.uniform(key, action.shape, minval=-1.0, maxval=1.0)
+            if self.config.discrete_actions:
+                uniform = one_hot_argmax(uniform)
             return jnp.where(step < self.config.random_steps, uniform, action)
 
         return self.over_runs(one_run)(agents, seeds, observation)

@@ -19,7 +19,7 @@ class Batch(struct.PyTreeNode):
     observation: jax.Array
     """[..., observation]"""
     action: jax.Array
-    """[..., action], each in [-1, 1]"""
+    """[..., action], each in [-1, 1]; a discrete action is one-hot"""
     reward: jax.Array
     """[...]"""
     mask: jax.Array

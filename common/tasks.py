@@ -36,7 +36,8 @@ class Task:
 
     name: str
     family: str
-    """"pointmaze", "antmaze", "adroit-binary", "adroit", "locomotion", "ogbench", or "gym" for any other id."""
+    """"pointmaze", "antmaze", "adroit-binary", "adroit", "locomotion", "classic" (control, with discrete actions),
+    "ogbench", or "gym" for any other id."""
     environment: str
     """Gymnasium id."""
     keywords: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -64,15 +65,15 @@ class Task:
 
     @property
     def knows_success(self) -> bool:
-        """Whether the task has a notion of success: locomotion and ids outside the table have none."""
-        return self.family not in ("locomotion", "gym")
+        """Whether the task has a notion of success: locomotion, classic control and ids outside the table have none."""
+        return self.family not in ("locomotion", "classic", "gym")
 
     def score(self, return_: ArrayLike, success: ArrayLike) -> Any:
         """Percent, from the raw return and the success (in [0, 1]) of an episode, or of each of an array of episodes.
 
         Goals and OGBench: the share of episodes that succeed. Binary Adroit: the share of time steps solved (Ball et
-        al., 2023, section 5), its raw reward being -1 at each unsolved step. Otherwise D4RL's normalised return; nan
-        without one.
+        al., 2023, section 5), its raw reward being -1 at each unsolved step. Otherwise the return on the scale of
+        `reference`, which is D4RL's for D4RL's tasks; nan without one.
         """
         if self.reaches_goal or self.family == "ogbench":
             return 100.0 * np.asarray(success, float)[()]
@@ -119,6 +120,13 @@ _POINT_MAZES = {
 # ones: Walker2d has another foot friction, and Hopper and Walker2d lose the reward for being healthy at the last step.
 _BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 _QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+
+_CLASSICS = {
+    "cartpole": ("CartPole-v1", (21.652, 499.946)),
+    "acrobot": ("Acrobot-v1", (-498.764, -83.478)),
+}
+"""Name -> Gymnasium id, and returns of random actions and of the DQN behind its recipe, acting greedily, as measured
+(benchmarks/results/classic_policies.json). CartPole's greatest return is 500."""
 
 _HANDS = {
     "pen": "AdroitHandPen-v1",
@@ -204,6 +212,19 @@ def _table() -> dict[str, Task]:
                     reference=scores.reference(f"{body}-{quality}-v2"),
                 )
             )
+    for classic, (environment, reference) in _CLASSICS.items():
+        name = f"{classic}-mixed"
+        tasks.append(
+            Task(
+                name,
+                "classic",
+                environment,
+                horizon=500,
+                datasets=MappingProxyType({"recipe": name}),
+                default_dataset=f"recipe:{name}",
+                reference=reference,
+            )
+        )
     return {task.name: task for task in tasks}
 
 

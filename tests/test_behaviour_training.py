@@ -1,10 +1,14 @@
-"""What trains the recipes' policies: n-step transitions worked out by hand, and which stages become which quality."""
+"""What trains the recipes' policies: n-step transitions worked out by hand, which stages become which quality, and
+policies on the host beside the networks that were trained."""
 
 import jax
 import numpy as np
 
+from algorithms.discrete_bcq import Scores
+from benchmarks.makers.classic_policies import greedy, mean_return
 from benchmarks.makers.locomotion_policies import choose
 from benchmarks.makers.parallel_sac import Memory, Pace, policy
+from common import tasks
 from common.networks import Network, TanhNormalActor
 
 PACE = Pace(
@@ -54,6 +58,26 @@ def test_a_policy_on_the_host_samples_what_the_network_does():
     drawn = np.arctanh(policy(network)(observation.repeat(20_000, axis=0), np.random.default_rng(1)).astype(np.float64))
     np.testing.assert_allclose(drawn.mean(axis=0), told.mean[0], atol=0.05)
     np.testing.assert_allclose(drawn.std(axis=0), np.exp(told.log_std[0]), rtol=0.05)
+
+
+def test_a_dqn_on_the_host_chooses_what_the_network_does():
+    network = Network.create(Scores((8, 6), 3), jax.random.key(0), np.zeros(4, np.float32))
+    observation = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    chosen = greedy(network)(observation)
+    np.testing.assert_array_equal(chosen, network(observation).argmax(-1))
+    assert len(np.unique(chosen)) > 1
+
+
+def test_the_mean_return_of_a_cart_that_is_always_pushed_to_one_side():
+    task, pushed = tasks.find("cartpole-mixed"), []
+
+    def one_side(observation):
+        pushed.append(len(observation))
+        return np.ones(len(observation), int)
+
+    mean = mean_return(task, one_side, 20)
+    assert 8 <= mean <= 11
+    assert sum(pushed) == 20 * mean  # a reward of 1 per step of those still running
 
 
 def test_medium_is_the_first_stage_with_two_fifths_of_the_expert_and_replay_leads_to_it():

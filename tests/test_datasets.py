@@ -15,7 +15,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Discrete
 from minari.data_collector import EpisodeBuffer
 
 from common import datasets, environments, recipes, tasks
@@ -1162,3 +1162,62 @@ def test_data_in_other_units_are_brought_to_unit_actions(write):
     data = load(write(rows), "Pendulum-v1")
     np.testing.assert_allclose(data.action[:3, 0], np.linspace(-1, 1, 7)[:3], rtol=1e-6)
     assert data.metadata["actions_clipped"] == 0
+
+
+# ----------------------------------------------------------------------------- discrete actions
+
+
+def cart_rows(dtype=np.int64, column=False):
+    """Seven rows of CartPole's, two episodes: the first cut by the time limit, the second a fall."""
+    rows = hopper_rows()
+    rows["observations"] = rows["observations"][:, :4]
+    rows["actions"] = np.array([0, 1, 1, 0, 0, 1, 0], dtype)
+    if column:
+        rows["actions"] = rows["actions"][:, None]
+    return rows
+
+
+@pytest.mark.parametrize(("dtype", "column"), [(np.int64, False), (np.uint8, True), (np.float32, False)])
+def test_discrete_actions_become_one_hot(tmp_path, write, dtype, column):
+    np.savez(tmp_path / "cart.npz", **cart_rows(dtype, column))
+    for source in (f"npz:{tmp_path / 'cart.npz'}", write(cart_rows(dtype, column))):
+        data = load(source, "CartPole-v1")
+        assert data.has_discrete_actions
+        assert data.action.tolist() == np.eye(2, dtype=bool)[[0, 1, 1, 0, 1, 0]].tolist()  # row 3 has no successor
+        batch = data.batch(tasks.find("CartPole-v1"))
+        assert (batch.action.dtype, batch.action.tolist()) == (np.float32, data.action.astype(float).tolist())
+        card = cards.card(data, tasks.find("CartPole-v1"))
+        assert json.loads(json.dumps(card)) == card
+        assert card["action_counts"] == [3, 3]
+        assert "one of 2: 50.0%, 50.0%" in cards.format_card(card)
+        datasets.environment_of(tasks.find("CartPole-v1"), data).close()
+
+
+@pytest.mark.parametrize("wrong", [[0, 1, 2, 0, 0, 1, 0], [0, 1, -1, 0, 0, 1, 0], [0, 1, 0.5, 0, 0, 1, 0]])
+def test_a_number_that_is_no_action_is_refused(write, wrong):
+    rows = cart_rows() | {"actions": np.array(wrong)}
+    told = refusal(write(rows), "CartPole-v1")
+    assert "CartPole-v1 takes a whole number per row, 0 to 1" in told
+
+
+def test_vectors_for_discrete_actions_and_the_reverse_are_refused(write):
+    rows = cart_rows() | {"actions": np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 0, 1, 0]]}
+    assert "takes a whole number per row, 0 to 1" in refusal(write(rows), "CartPole-v1")
+    rows = hopper_rows() | {"actions": np.zeros(7, np.int64)}
+    assert "expected numbers, 2-D" in refusal(write(rows), "hopper-medium")
+    assert "4 numbers per observation" in refusal(write(cart_rows()), "Acrobot-v1")
+
+
+def test_minaris_discrete_actions_are_read(folder):
+    space = Box(-np.inf, np.inf, (4,), np.float32)
+    episode = EpisodeBuffer(
+        observations=np.arange(16, dtype=np.float32).reshape(4, 4), actions=np.array([1, 0, 1]), rewards=np.ones(3),
+        terminations=np.array([False, False, True]), truncations=np.zeros(3, bool),
+    )  # fmt: skip
+    minari.create_dataset_from_buffers(
+        "mine/cart-v0", [episode], observation_space=space, action_space=Discrete(2), algorithm_name="none",
+        author="nobody", author_email="nobody@example.org", code_permalink="none", eval_env=None,
+    )  # fmt: skip
+    data = load("minari:mine/cart-v0", "CartPole-v1")
+    assert data.action.tolist() == [[False, True], [True, False], [False, True]]
+    assert data.terminated.tolist() == [False, False, True]

@@ -58,6 +58,8 @@ SIZES = {
     "walker2d-expert": (17, 6, 1000),
     "Hopper-v5": (11, 3, 1000),
     "Pendulum-v1": (3, 1, 200),
+    "cartpole-mixed": (4, 2, 500),
+    "acrobot-mixed": (6, 3, 500),
 }
 
 
@@ -88,6 +90,7 @@ def test_sizes_and_types(make, name):
         ("halfcheetah-medium", None),
         ("walker2d-medium", None),
         ("Ant-v5", None),
+        ("acrobot-mixed", None),
     ],
 )
 def test_replaying_the_actions_restores_the_state_bitwise(make, name, width):
@@ -189,10 +192,71 @@ def test_an_action_lies_within_the_bounds_and_is_the_environments_own(low, high)
         del gymnasium.registry["Joint-v0"]
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Taxi-v4"])
+class Switches(gymnasium.Env):
+    """Three at once, each on or off; or one of three numbers that begin at 5."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+
+    def __init__(self, at_once: bool):
+        space = gymnasium.spaces.Discrete(3, start=5)
+        self.action_space = gymnasium.spaces.MultiBinary(3) if at_once else space
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(1, np.float32), float(action), False, False, {}
+
+
+@pytest.fixture(params=[True, False])
+def switches(request):
+    register = {"entry_point": Switches, "max_episode_steps": 9, "kwargs": {"at_once": request.param}}
+    gymnasium.register("Switches-v0", **register)
+    yield request.param
+    del gymnasium.registry["Switches-v0"]
+
+
+def test_discrete_actions_are_one_hot_and_other_spaces_are_refused(switches):
+    if switches:
+        with pytest.raises(Refused, match="only bounded vectors of numbers, and Discrete, are supported"):
+            environments.make(tasks.find("Switches-v0"))
+        return
+    environment = environments.make(tasks.find("Switches-v0"))
+    assert (environment.action_size, list(environment.numbers)) == (3, [5, 6, 7])
+    environment.reset(0)
+    for index, one_hot in enumerate(np.eye(3, dtype=np.float32)):
+        assert environment.step(one_hot).reward == 5 + index
+    assert environment.step(np.zeros(3, np.float32)).reward == 5  # of a run that has diverged
+    recorded = environment.unscaled(np.array([7.0, 5.0], np.float32))
+    assert (recorded.dtype, recorded.tolist()) == (bool, [[False, False, True], [True, False, False]])
+    # Data of any width are looked at by datasets, which can say what is wrong with them.
+    environments.make(tasks.find("Switches-v0"), 1, 4).close()
+
+
+@pytest.mark.parametrize("name", ["Taxi-v4"])
 def test_spaces_that_are_not_vectors_are_refused(name):
-    with pytest.raises(Refused, match=r"only (bounded )?vectors"):
+    with pytest.raises(Refused, match=r"only vectors"):
         environments.make(tasks.find(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "discrete", "told"),
+    [
+        ("CartPole-v1", True, None),
+        ("hopper-medium", False, None),
+        ("CartPole-v1", False, "CartPole-v1 has actions Discrete(2), and this algorithm has continuous ones"),
+        ("Pendulum-v1", True, "and this algorithm has discrete ones: choose another task, or an algorithm with cont"),
+    ],
+)
+def test_an_algorithm_with_other_actions_than_the_task_is_refused(name, discrete, told):
+    if told is None:
+        environments.check_actions(tasks.find(name), discrete)
+        return
+    with pytest.raises(Refused) as refused:
+        environments.check_actions(tasks.find(name), discrete)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_environment_that_cannot_be_made_is_refused_in_one_line():

@@ -10,8 +10,9 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, edac, iql, rebrac, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
+from common.errors import Refused
 from common.programs import Program
 
 COMMON = (
@@ -20,6 +21,7 @@ COMMON = (
 ).split()
 ALGORITHMS = {
     "awac": (awac.AWAC, awac),
+    "discrete_bcq": (discrete_bcq.DiscreteBCQ, discrete_bcq),
     "edac": (edac.EDAC, edac),
     "iql": (iql.IQL, iql),
     "td3_bc": (td3_bc.TD3BC, td3_bc),
@@ -33,13 +35,17 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("data")))
         patch.setitem(recipes.SIZES, "pointmaze-umaze", 500)
+        patch.setitem(recipes.SIZES, "cartpole-mixed", 500)
         yield
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
     agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
     console = Console(file=io.StringIO(), width=200)
-    assert command.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
+    asked = [str(a) for a in arguments]
+    if module.Config.discrete_actions:
+        asked = ["cartpole-mixed" if a == "pointmaze-umaze" else a for a in asked]
+    assert command.serve(agent, module.Config, module.PRESETS, asked, console) == 0
     return console.file.getvalue()
 
 
@@ -229,3 +235,36 @@ def test_costs_are_those_of_all_phases(both):
     summary = json.loads((out / "summary.json").read_text())
     parts = [summary[f"{name}_seconds"] for name in ("learning", "evaluation", "compile")]
     assert summary["whole_seconds"] >= sum(parts) > max(parts) > 0
+
+
+def test_random_steps_choose_all_discrete_actions_alike_and_a_stop_among_them_changes_nothing(tmp_path, monkeypatch):
+    """DQN without data: one-hot actions from the first step on, in the replay buffer as in a resumed episode."""
+    sessions, train = [], training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    asked = ["--env", "acrobot-mixed", "--preset", "dqn-online", "--hidden", 8, "--batch-size", 16, "--log-every", 20]
+    asked += ["--online-steps", 120, "--start-training", 90, "--eval-every", 60, "--eval-episodes", 1]
+    asked += ["--checkpoint-every", 30, "--num-seeds", 2]
+    serve("discrete_bcq", *asked, "--out", tmp_path / "whole")
+    actions = np.asarray(sessions[0].learner.experience.rows.action)
+    assert actions.shape == (2, 120, 3)
+    np.testing.assert_array_equal(np.sort(actions, axis=-1), np.broadcast_to([0.0, 0.0, 1.0], actions.shape))
+    share = actions[:, :90].mean(axis=(0, 1))
+    np.testing.assert_allclose(share, 1 / 3, atol=0.1)
+    assert (actions[0] != actions[1]).any()
+    for at in (30, 90):
+        with stopped_at(at, monkeypatch):
+            serve("discrete_bcq", *asked, "--out", tmp_path / f"at{at}")
+        assert f"resuming in the online phase after step {at}" in serve(
+            "discrete_bcq", "--resume", tmp_path / f"at{at}"
+        )
+        for file in ("metrics.csv", "eval.csv"):
+            assert table(tmp_path / f"at{at}" / file) == table(tmp_path / "whole" / file)
+
+
+@pytest.mark.parametrize(("name", "env"), [("iql", "cartpole-mixed"), ("discrete_bcq", "hopper-medium")])
+def test_other_actions_than_the_tasks_are_refused_before_anything_is_written(name, env, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    with pytest.raises(Refused, match=f"{env} has actions .* choose another task, or an algorithm with") as refused:
+        serve(name, "--env", env, "--out", tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []

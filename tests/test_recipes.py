@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+import zlib
 
 import minari
 import numpy as np
@@ -12,7 +13,7 @@ from minari.dataset._storages.hdf5_storage import HDF5Storage
 
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
-from common.recipes import antmaze, behaviour, episodes, locomotion
+from common.recipes import antmaze, behaviour, classic, episodes, locomotion
 
 POINT = ["pointmaze-umaze", "pointmaze-medium", "pointmaze-large"]
 ANT = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play",
@@ -21,6 +22,8 @@ ANT = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse", "medium-play", "
 BODIES = ["hopper", "halfcheetah", "walker2d"]
 LOCOMOTION = [f"{body}-{quality}" for body in BODIES for quality in ("random", "medium", "medium-replay",
                                                                      "medium-expert", "expert")]  # fmt: skip
+
+CLASSIC = ["cartpole-mixed", "acrobot-mixed"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def left_behind(folder):
 
 
 def test_names_are_those_of_the_task_table():
-    assert recipes.names() == [*POINT, *ANT, *LOCOMOTION]
+    assert recipes.names() == [*POINT, *ANT, *LOCOMOTION, *CLASSIC]
     for name in recipes.names():
         assert tasks.find(name).datasets["recipe"] == name
     assert all(tasks.find(name).default_dataset == f"recipe:{name}" for name in POINT)
@@ -462,3 +465,58 @@ def test_shipped_policies_are_small_and_ordered(body):
         returns[stage] = np.mean([locomotion.perform(f"{body}-medium", stage, 1, k).rewards.sum() for k in range(3)])
     assert returns[0] < returns[locomotion.MEDIUM] < returns[locomotion.EXPERT]
     environment.close()
+
+
+# ----------------------------------------------------------------------------- classic control
+
+
+@pytest.mark.parametrize("task", CLASSIC)
+def test_a_dqn_with_noise_collects_discrete_actions(task):
+    environment = environments.make(tasks.find(task))
+    data = load(recipes.make(task, size=1500), task)
+    assert (len(data), data.observation.shape[1]) == (1500, environment.observation_size)
+    assert data.has_discrete_actions
+    assert data.action.shape[1] == environment.action_size
+    assert (data.action.sum(axis=1) == 1).all()
+    assert data.action.mean(axis=0).min() > 0.1
+    batch = data.batch(tasks.find(task))
+    assert batch.action.dtype == np.float32
+    np.testing.assert_array_equal(batch.action, data.action)  # exactly 0 and 1: no margin
+    # They are what the environment does.
+    policy, start = behaviour.load_greedy(task.split("-")[0]), 0
+    for number, end in enumerate([*data.starts[1:], len(data)]):
+        rng = np.random.default_rng([0, number, zlib.crc32(task.encode())])
+        rng.random()
+        np.testing.assert_array_equal(environment.reset(int(rng.integers(2**31))), data.observation[start])
+        for row in range(start, end):
+            step = environment.step(data.action[row])
+            np.testing.assert_array_equal(step.next_observation, data.next_observation[row])
+            assert (step.reward, step.terminated) == (data.reward[row], data.terminated[row])
+        start = end
+    assert policy(data.observation).shape == (1500,)
+    environment.close()
+
+
+def test_an_episode_in_five_is_greedy_and_in_the_others_a_fifth_of_the_actions_is_random():
+    """A random action is the policy's by chance: of two, half of them."""
+    policy, shares = behaviour.load_greedy("cartpole"), []
+    for number in range(40):
+        episode = classic.perform("cartpole-mixed", 0, number)
+        own = policy(episode.observations[:-1])
+        shares.append(float((own != episode.actions).mean()))
+    greedy = [share for share in shares if share == 0]
+    assert 3 <= len(greedy) <= 15
+    assert np.mean([share for share in shares if share > 0]) == pytest.approx(0.1, abs=0.015)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot"])
+def test_shipped_dqns_are_small(name):
+    assert behaviour.path(name).stat().st_size < 20_000
+    policy = behaviour.load_greedy(name)
+    x = np.random.default_rng(0).normal(size=(5, len(policy.layers[0][0]))).astype(np.float32)
+    hidden = x
+    for kernel, bias in policy.layers[:2]:
+        hidden = np.maximum(hidden @ kernel + bias, 0)
+    values = hidden @ policy.layers[2][0] + policy.layers[2][1]
+    np.testing.assert_array_equal(policy(x), values.argmax(-1))
+    assert policy(x[0]).shape == ()

@@ -1,6 +1,7 @@
 """The table of tasks: names, scores, reward transforms, horizons."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def test_table_is_complete():
         ("random", "medium", "medium-replay", "medium-expert", "expert"),
     )
     expected |= {f"{body}-{quality}" for body in bodies for quality in qualities}
+    expected |= {"cartpole-mixed", "acrobot-mixed"}
     assert set(tasks.names()) == expected
 
 
@@ -109,6 +111,7 @@ def test_goal_tasks_score_the_share_of_successes_not_the_return():
         ("door-binary", True),
         ("pen-cloned", True),
         ("hopper-medium", False),
+        ("cartpole-mixed", False),
         ("Pendulum-v1", False),
     ],
 )
@@ -131,6 +134,15 @@ def test_normalised_score_is_d4rls():
     np.testing.assert_allclose(hopper.score(np.array([1607.0138475, 3234.3]), np.zeros(2)), [50.0, 100.0])
     # The door demonstrations' mean return, raw and normalised.
     assert tasks.find("door-human").score(794.0, False) == pytest.approx(28.96, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot"])
+def test_classic_control_is_scored_between_random_actions_and_the_recipes_policy(name):
+    told = json.loads((Path(__file__).parents[1] / "benchmarks/results/classic_policies.json").read_text())["returns"]
+    task = tasks.find(f"{name}-mixed")
+    assert task.reference == (told[name]["random"], told[name]["greedy"])
+    assert task.score(told[name]["random"], False) == 0
+    assert task.score(told[name]["greedy"], False) == 100
 
 
 def test_the_table_of_reference_scores():

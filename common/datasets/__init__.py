@@ -14,6 +14,7 @@ rules that are the same for every source:
   are dropped.
 - Binary Adroit is relabelled from the observations: reward 0 where solved, else -1, never terminated.
 - Where the task's environment never terminates, a terminal in the data is a time limit.
+- Discrete actions, recorded by their numbers, become one-hot vectors; another number than the environment's is refused.
 - Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
   clips as well. Beyond +-10, in units in which the environment takes [-1, 1], they are another's, and refused.
 """
@@ -49,7 +50,7 @@ class Dataset(Episodes):
     observation: np.ndarray
     """float32 [n, observation]"""
     action: np.ndarray
-    """float32 [n, action], in [-1, 1]"""
+    """float32 [n, action], in [-1, 1]; discrete ones bool [n, action], one-hot"""
     reward: np.ndarray
     """float32 [n], raw: before the task's scale and shift"""
     terminated: np.ndarray
@@ -70,12 +71,17 @@ class Dataset(Episodes):
         """sha256 over names, types, shapes and contents of the arrays: equal data, equal fingerprint."""
         return fingerprint(self, _ARRAYS)
 
+    @property
+    def has_discrete_actions(self) -> bool:
+        """Whether an action is one of `action.shape[1]`."""
+        return self.action.dtype == bool
+
     def batch(self, task: Task) -> Batch:
         """All transitions with the task's training reward and mask, as float32 arrays on the host."""
         limit = np.float32(1 - ACTION_MARGIN)
         return Batch(
             observation=self.observation,
-            action=self.action.clip(-limit, limit),
+            action=self.action.astype(np.float32) if self.has_discrete_actions else self.action.clip(-limit, limit),
             reward=np.float32(task.reward_scale) * self.reward + np.float32(task.reward_shift),
             mask=1 - self.terminated.astype(np.float32),
             next_observation=self.next_observation,
@@ -136,8 +142,11 @@ def _check_maze(environment: Environment, data: Dataset) -> None:
 def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
     """Validated rows as transitions of the task: the rules at the top of this file."""
     validate(source, rows)
-    environment = environments.make(task, rows.observation.shape[1], rows.action.shape[1])
+    environment = environments.make(
+        task, rows.observation.shape[1], rows.action.shape[1] if rows.action.ndim > 1 else None
+    )
     try:
+        action, told = _actions(source, rows.action, environment)
         count = len(rows.reward)
         observation, boundary = rows.observation, rows.boundary.copy()
         boundary[-1] = True
@@ -180,16 +189,6 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         # Rows of one episode share a number: it rises wherever the next row does not continue this one.
         episode = np.concatenate([[0], np.cumsum(boundary | terminated | ~keep)[:-1]])[keep]
         end = np.concatenate([episode[1:] != episode[:-1], [True]])
-        action = environment.unscaled(rows.action)
-        largest = float(np.abs(action).max())
-        if largest > ACTION_LIMIT:
-            space = environment.raw.action_space
-            raise Refused(
-                f"{source}: actions from {rows.action.min():.3g} to {rows.action.max():.3g}, where {task.environment} "
-                f"takes {space.low.min():.3g} to {space.high.max():.3g} (a little more is clipped): other units, or "
-                "another environment's"
-            )
-        outside = np.abs(action) > 1
         metadata = rows.metadata | {
             "rows": count,
             "source_episodes": int(boundary.sum()),
@@ -197,13 +196,11 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             "dropped_at_goal": resting,
             "own_labels": own_labels,
             "terminals_that_are_time_limits": time_limits,
-            "actions_clipped": int(outside.sum()),
-            "actions_clipped_share": float(outside.mean()),
-            "action_largest": largest,
+            **told,
         }
         dataset = Dataset(
             observation=observation[keep],
-            action=action[keep].clip(-1, 1).astype(np.float32),
+            action=action[keep],
             reward=reward[keep],
             terminated=terminated[keep],
             truncated=end & ~terminated[keep],
@@ -216,6 +213,35 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         return dataset
     finally:
         environment.close()
+
+
+def _actions(source: str, action: np.ndarray, environment: Environment) -> tuple[np.ndarray, dict[str, Any]]:
+    """Recorded actions as a data set has them, [n, action], and how many entries were clipped, for the card."""
+    space, numbers = environment.raw.action_space, environment.numbers
+    if numbers is not None:
+        if action.ndim == 2 and action.shape[1] == 1:
+            action = action[:, 0]
+        if action.ndim != 1 or not np.isin(action, numbers).all():
+            raise Refused(
+                f"{source}: actions are {list(action.shape)}, from {action.min():.3g} to {action.max():.3g}, where "
+                f"{environment.task.environment} takes a whole number per row, {numbers[0]} to {numbers[-1]}"
+            )
+        return environment.unscaled(action), {"actions_clipped": 0, "actions_clipped_share": 0.0, "action_largest": 1.0}
+    if action.ndim == 1:
+        raise Refused(f"{source}: actions are {action.dtype} {list(action.shape)}, expected numbers, 2-D")
+    unit = environment.unscaled(action)
+    largest, outside = float(np.abs(unit).max()), np.abs(unit) > 1
+    if largest > ACTION_LIMIT:
+        raise Refused(
+            f"{source}: actions from {action.min():.3g} to {action.max():.3g}, where {environment.task.environment} "
+            f"takes {space.low.min():.3g} to {space.high.max():.3g} (a little more is clipped): other units, or "
+            "another environment's"
+        )
+    return unit.clip(-1, 1).astype(np.float32), {
+        "actions_clipped": int(outside.sum()),
+        "actions_clipped_share": float(outside.mean()),
+        "action_largest": largest,
+    }
 
 
 def _mark_one_goal(environment: Environment, reward: np.ndarray, next_observation: np.ndarray) -> bool:

@@ -82,6 +82,7 @@ def card(dataset: Dataset, task: Task) -> dict[str, Any]:
         "success_rate": float(solved.mean()),
         "success_share_of_steps": float(dataset.success.mean()),
         "action_range": _floats((dataset.action.min(), dataset.action.max())),
+        "action_counts": dataset.action.sum(axis=0).tolist() if dataset.has_discrete_actions else None,
         "duplicates": _duplicates(np.concatenate([dataset.observation, dataset.action], axis=1)),
         "nans": int(sum(np.count_nonzero(~np.isfinite(array)) for array in arrays)),
         "observation_mean": _floats(dataset.observation.mean(axis=0, dtype=np.float64)),
@@ -104,7 +105,8 @@ def format_card(card: dict[str, Any]) -> str:
     lines = _episode_lines(card)
     lines["source"] += f" for {card['task']}"
     if card["score_quantiles"] is not None:
-        lines["score"] = _spread(card["score_quantiles"], ".1f") + ", percent of D4RL's expert"
+        expert = "the recipe's own policy" if card["action_counts"] else "D4RL's expert"
+        lines["score"] = _spread(card["score_quantiles"], ".1f") + f", percent of {expert}"
     lines["transitions"] += rows
     lines["episodes"] += f" ({limits:,} terminals are time limits: this task never terminates)" if limits else ""
     lines |= {
@@ -118,12 +120,7 @@ def format_card(card: dict[str, Any]) -> str:
             f"{card['success_episodes']:,} of {card['episodes']:,} episodes ({card['success_rate']:.1%}), "
             f"{card['success_share_of_steps']:.1%} of the steps"
         ),
-        "action": (
-            f"{card['actions_clipped']:,} entries clipped to [-1, 1] ({card['actions_clipped_share']:.1%}, "
-            f"largest {card['action_largest']:.3g})"
-            if card["actions_clipped"]
-            else "{:.3g} to {:.3g}".format(*card["action_range"])
-        ),
+        "action": _action_line(card),
         "duplicates": f"{card['duplicates']:,} pairs of observation and action",
     }
     if "instead_of" in card:
@@ -184,8 +181,8 @@ def _episodes(dataset: Dataset | PixelDataset) -> dict[str, Any]:
 
 
 def _score_quantiles(dataset: Dataset, task: Task) -> dict[str, float] | None:
-    """Of D4RL's normalised return, where episodes have one: not in mazes, whose data pass goals as they go."""
-    if task.reference is None or task.family not in ("locomotion", "adroit"):
+    """Of the normalised return, where episodes have one: not in mazes, whose data pass goals as they go."""
+    if task.reference is None or task.family not in ("locomotion", "adroit", "classic"):
         return None
     returns = np.add.reduceat(dataset.reward.astype(np.float64), dataset.starts)
     return {f"{q:g}": float(task.score(np.quantile(returns, q), 0.0)) for q in _QUANTILES}
@@ -204,6 +201,18 @@ def _episode_lines(card: dict[str, Any]) -> dict[str, str]:
         ),
         "return": _spread(card["return_quantiles"], ".4g"),
     }
+
+
+def _action_line(card: dict[str, Any]) -> str:
+    if card["action_counts"]:
+        shares = ", ".join(f"{count / card['transitions']:.1%}" for count in card["action_counts"])
+        return f"one of {len(card['action_counts'])}: {shares}"
+    if card["actions_clipped"]:
+        return (
+            f"{card['actions_clipped']:,} entries clipped to [-1, 1] ({card['actions_clipped_share']:.1%}, "
+            f"largest {card['action_largest']:.3g})"
+        )
+    return "{:.3g} to {:.3g}".format(*card["action_range"])
 
 
 def _spread(quantiles: dict[str, float], form: str) -> str:

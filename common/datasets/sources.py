@@ -42,6 +42,7 @@ class Rows:
 
     observation: np.ndarray
     action: np.ndarray
+    """[n, action], or [n] where discrete actions are recorded by their numbers"""
     reward: np.ndarray
     terminal: np.ndarray
     """bool [n], as the source says"""
@@ -61,6 +62,8 @@ def validate(source: str, rows: Rows) -> None:
         array = getattr(rows, name)
         if array is None:
             continue
+        if name == "action" and array.ndim == 1:
+            dimensions = 1
         if array.dtype.kind not in "fiub" or array.ndim != dimensions or 0 in array.shape:
             raise Refused(f"{source}: {name}s are {array.dtype} {list(array.shape)}, expected numbers, {dimensions}-D")
         if len(array) != count:

@@ -1,7 +1,7 @@
 """Prior data made on the spot: `make(name)` -> an ordinary Minari data set on this machine, in our own namespace.
 
-What a family's data are, and where their recipe comes from, stands in pointmaze.py, antmaze.py and locomotion.py; here,
-how they become a data set that is whole or not there.
+What a family's data are, and where their recipe comes from, stands in pointmaze.py, antmaze.py, locomotion.py and
+classic.py; here, how they become a data set that is whole or not there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from common import environments, tasks
 from common.environments import Environment
 from common.errors import Refused
-from common.recipes import antmaze, locomotion, pointmaze
+from common.recipes import antmaze, classic, locomotion, pointmaze
 from common.recipes.episodes import Episode
 
 Progress = Callable[[int, int], None]
@@ -53,6 +53,7 @@ _FAMILIES = {
     "pointmaze": _Family(pointmaze.generate, pointmaze.PARAMETERS, lambda name: 100_000),
     "antmaze": _Family(antmaze.generate, antmaze.PARAMETERS, lambda name: 1_000_000, version=3),
     "locomotion": _Family(locomotion.generate, locomotion.PARAMETERS, locomotion.usual_size),
+    "classic": _Family(classic.generate, classic.PARAMETERS, lambda name: 100_000),
 }
 
 NAMESPACE = "headstart"
@@ -83,7 +84,8 @@ def make(name: str, size: int | None = None, seed: int = 0, progress: Progress |
     """Make a recipe's data, unless they are there already, and return their Minari id.
 
     The same name, size and seed give the same data on the same kind of processor; on another, where the policies of
-    AntMaze and locomotion round differently, other ones like them. They appear under their id only when complete.
+    AntMaze, locomotion and classic control round differently, other ones like them. They appear under their id only
+    when complete.
     """
     if name not in names():
         raise Refused(f"unknown recipe {name!r}: the recipes are {', '.join(names())}")

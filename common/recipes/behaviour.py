@@ -1,8 +1,8 @@
-"""The policies that collect the locomotion recipes' data: small networks from our own SAC, in NumPy.
+"""The policies that collect the data of locomotion and of classic control: small networks in NumPy.
 
-For each body, stages of one training run: as it began to learn and onwards to `medium`, evenly spaced, then `expert`.
-benchmarks/makers/locomotion_policies.py trains them and says which stages those are; their weights lie beside this
-file.
+For each body, stages of one training run of our own SAC: as it began to learn and onwards to `medium`, evenly spaced,
+then `expert`. benchmarks/makers/locomotion_policies.py trains them and says which stages those are. For each task of
+classic control one, of our own DQN: benchmarks/makers/classic_policies.py. Their weights lie beside this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Layer = tuple[np.ndarray, np.ndarray]
 
 
 def path(body: str) -> Path:
-    """Where a body's policies lie."""
+    """Where the policies of a body, or of a task of classic control, lie."""
     return Path(__file__).parent / f"behaviour_{body}.npz"
 
 
@@ -42,7 +42,20 @@ class Policy:
         return [*self.hidden, self.mean, self.log_std]
 
 
-def save(body: str, stages: Sequence[Policy]) -> None:
+class Greedy:
+    """The discrete action of the largest value, by a ReLU network of the values of all."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.layers = list(layers)
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Indices of actions [...] for observations float32 [..., o]."""
+        for kernel, bias in self.layers[:-1]:
+            observation = np.maximum(observation @ kernel + bias, 0)
+        return (observation @ self.layers[-1][0] + self.layers[-1][1]).argmax(axis=-1)
+
+
+def save(body: str, stages: Sequence[Policy | Greedy]) -> None:
     """Write a body's policies, in the order of training, in half precision."""
     arrays = {
         f"{name}{k}": np.stack([policy.layers[k][part] for policy in stages]).astype(np.float16)
@@ -55,13 +68,24 @@ def save(body: str, stages: Sequence[Policy]) -> None:
     temporary.replace(path(body))
 
 
-@functools.cache
-def load(body: str) -> list[Policy]:
-    """A body's policies, in the order of training: the last is `expert`, the one before it `medium`."""
+def stages_of(body: str) -> list[list[Layer]]:
+    """The layers of a body's policies, in the order of training."""
     with np.load(path(body), allow_pickle=False) as file:
         layers = [
             (file[f"kernel{k}"].astype(np.float32), file[f"bias{k}"].astype(np.float32))
             for k in range(len(file.files) // 2)
         ]
-    stages = [[(kernel[stage], bias[stage]) for kernel, bias in layers] for stage in range(len(layers[0][0]))]
-    return [Policy(hidden, mean, log_std) for *hidden, mean, log_std in stages]
+    return [[(kernel[stage], bias[stage]) for kernel, bias in layers] for stage in range(len(layers[0][0]))]
+
+
+@functools.cache
+def load(body: str) -> list[Policy]:
+    """A body's policies, in the order of training: the last is `expert`, the one before it `medium`."""
+    return [Policy(hidden, mean, log_std) for *hidden, mean, log_std in stages_of(body)]
+
+
+@functools.cache
+def load_greedy(name: str) -> Greedy:
+    """The policy of a task of classic control."""
+    (layers,) = stages_of(name)
+    return Greedy(layers)

@@ -27,7 +27,7 @@ class Episode(NamedTuple):
     observations: np.ndarray
     """float32 [T + 1, observation]"""
     actions: np.ndarray
-    """float32 [T, action], in the environment's own units"""
+    """[T, action], in the environment's own units; of discrete actions their numbers, [T]"""
     rewards: np.ndarray
     """float64 [T]"""
     terminated: bool = False
