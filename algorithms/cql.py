@@ -15,27 +15,24 @@ three sources: uniform, pi(.|s) and pi(.|s'); all are evaluated at s, and p is t
 
     max_beta  beta w (mean_i C_i - tau)                                                      CQL.multiplier_loss
 
-`--max-target` takes the greatest of `--actions` actions a' in y. For the first `--cloning-steps` the actor clones: log
-pi(a|s) stands for min_i Q_i(s, a~) in its loss.
+`--max-target` takes the greatest of `--actions` actions a' in y. For the first `--cloning-steps` the actor clones: its
+loss has log pi(a|s) for min_i Q_i(s, a~).
 
 `--calibrated`, `--preset calql`, is Nakamoto et al., "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online
 Fine-Tuning", NeurIPS 2023 (arXiv:2303.05479): in C_i, the values of the policy's actions, from pi(.|s) and pi(.|s'),
 are at least R, the discounted return from (s, a) on; where R is greater, nothing pushes the value down. The last reward
 of an episode that did not terminate goes on for ever: one that only fails has R = r / (1 - gamma) throughout.
-
 `--online-steps N` goes on in the environment; `--offline-ratio` of each minibatch is data. R is known once an episode
 is over: with `--calibrated` the present episode is not drawn yet, and in the first one minibatches are all data.
 
-Settings are CORL's in locomotion, and Cal-QL's in AntMaze and binary Adroit, where its code has the same for CQL.
-`--preset authors-code` has those of CQL's code. Dense Adroit has no published setting that works: CORL's ends at 14 on
-pen-human and at -1 on pen-expert.
+Settings are CORL's in locomotion, and Cal-QL's in AntMaze and binary Adroit, where its code has them for CQL, too.
+`--preset authors-code` has those of CQL's code. None that is published works on dense Adroit (CORL: pen-expert -1).
 
 Differences. This is JaxCQL's, CORL's and Cal-QL's form of L_Q, y and beta; in CQL's own code beta begins at 1 instead
-of e, later losses see the temperatures just updated, and the greatest value is taken per critic before the minimum.
-Hidden layers begin Xavier-uniform and the last ones within 0.01 of 0; theirs orthogonal, the last ones with gain 0.01.
-CORL's critics have five layers in AntMaze, its C_i there is cut off at -200, and it brings the rewards of hopper-medium
-to another scale. Cal-QL ends R where an episode is cut, unless it only fails, cuts binary Adroit's data where they are
-solved, and terminates there; here its episodes have their whole length.
+of e, losses see the temperatures just updated, and the greatest value is taken per critic before the minimum. Hidden
+layers begin Xavier-uniform, the last ones within 0.01 of 0; theirs orthogonal. In AntMaze, CORL's critics have five
+layers and its C_i ends at -200; it rescales the rewards of hopper-medium alone. Cal-QL ends R where an episode is cut,
+unless it only fails, cuts binary Adroit's data where they are solved, and terminates there; here episodes go on.
 
 Published, on D4RL's -v2 data (CORL's README, final scores): hopper-medium 59, halfcheetah-medium 47, walker2d-medium
 81, AntMaze, mean of six, 51; AntMaze before and after a million steps online, CQL 48 and 96, Cal-QL 53 and 97. It has
@@ -107,16 +104,15 @@ class Config(Hyperparameters):
 
 MAZES = "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"
 # Of -1 and 0, the rewards of tasks that are solved or not, -5 and 5.
-SPARSE = {"max_target": True, "reward_scale": 10.0, "reward_shift": 5.0, "eval_episodes": 100}
+GOAL = {"max_target": True, "reward_scale": 10.0, "reward_shift": 5.0, "eval_episodes": 100}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # By task family.
     "locomotion": {"weight": 10.0, "actor_learning_rate": 3e-5, "normalise": True},
-    "antmaze": SPARSE | {"lagrange": True, "hidden": (256,) * 4, "actor_hidden": (256, 256), "eval_every": 50_000},
-    "adroit-binary": SPARSE | {"weight": 1.0, "hidden": (512,) * 3, "actor_hidden": (512, 512)}
-    | {"offline_steps": 20_000},
+    "antmaze": GOAL | {"lagrange": True, "hidden": (256,) * 4, "actor_hidden": (256, 256), "eval_every": 50_000},
+    "adroit-binary": GOAL | {"weight": 1.0, "hidden": (512,) * 3, "actor_hidden": (512, 512), "offline_steps": 20_000},
     # Ours: small networks for a small maze, with RLPD's discount there.
-    "pointmaze": SPARSE | {"lagrange": True, "discount": 0.995, "hidden": (128, 128), "actor_hidden": (128, 128)}
+    "pointmaze": GOAL | {"lagrange": True, "discount": 0.995, "hidden": (128, 128), "actor_hidden": (128, 128)}
     | {"offline_steps": 50_000, "eval_every": 5000},
     # By algorithm, with --preset: laid over the family's.
     "calql": {"calibrated": True},
@@ -221,7 +217,8 @@ class CQL(Agent):
         """The regression target y, [batch]."""
         c = self.config
         next_action, _ = self.draw(batch.next_observation, key, c.actions if c.max_target else 1)
-        next_q = self.target_critic(beside(batch.next_observation, next_action), next_action).min(axis=0).max(axis=0)
+        repeated = jnp.broadcast_to(batch.next_observation, (*next_action.shape[:-1], batch.observation.shape[-1]))
+        next_q = self.target_critic(repeated, next_action).min(axis=0).max(axis=0)
         chex.assert_equal_shape((batch.reward, batch.mask, next_q))
         return batch.reward + c.discount * batch.mask * next_q
 
@@ -239,7 +236,8 @@ class CQL(Agent):
         """C of each critic, [2], for their values `q` [2, batch] of the data's actions."""
         c = self.config
         actions, log_density = self.candidates(batch, key)
-        values, metrics = self.critic(beside(batch.observation, actions), actions, params=params), {}
+        repeated = jnp.broadcast_to(batch.observation, (*actions.shape[:-1], batch.observation.shape[-1]))
+        values, metrics = self.critic(repeated, actions, params=params), {}
         chex.assert_shape((values, log_density), ((2, 3 * c.actions, *batch.reward.shape), values.shape[1:]))
         if c.calibrated:
             chex.assert_equal_shape((batch.reward, batch.return_to_go))
@@ -293,15 +291,9 @@ class CQL(Agent):
         metrics |= more | of_critic
         agent = self.replace(actor=actor, temperature=temperature, critic=critic)
         if c.lagrange:
-            mean = metrics["difference"]
-            multiplier, more = self.multiplier.minimise(self.multiplier_loss, mean, learning_rate=fast)
+            multiplier, more = self.multiplier.minimise(self.multiplier_loss, metrics["difference"], learning_rate=fast)
             agent, metrics = agent.replace(multiplier=multiplier), metrics | more
         return agent.replace(target_critic=self.target_critic.track(critic, c.target_rate)), metrics
-
-
-def beside(observation: jax.Array, actions: jax.Array) -> jax.Array:
-    """Observations [batch, o] repeated for actions [n, batch, a]: [n, batch, o]."""
-    return jnp.broadcast_to(observation, (actions.shape[0], *observation.shape))
 
 
 if __name__ == "__main__":
