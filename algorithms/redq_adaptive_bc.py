@@ -219,7 +219,7 @@ class REDQAdaptiveBC(Agent):
             last_return=last + c.last_return_rate * (episode_return - last),
         )
 
-    def after_episode(self, episode: Episode) -> Self:
+    def after_episode(self, episode: Episode, experience: Replay) -> Self:
         """The controller's step, if an episode has just ended."""
         adapted = self.adapted(episode.score / 100, episode.length)
         return self.replace(

@@ -264,8 +264,9 @@ class Agent(struct.PyTreeNode):
         agent, metrics = jax.lax.scan(group, self, jax.tree.map(lambda x: grouping(x, period), steps))
         return agent, jax.tree.map(jnp.ravel, metrics)
 
-    def after_episode(self, episode: Episode) -> Self:
-        """After every environment step: what an algorithm learns from how its episodes go."""
+    def after_episode(self, episode: Episode, experience: Replay) -> Self:
+        """After every environment step, whose transition is the newest of the experience: what an algorithm learns from
+        how its episodes go."""
         return self
 
 

@@ -142,12 +142,17 @@ class TanhNormalActor(nn.Module):
     least_log_std: float = -20.0
     last_bound: float | None = None
     """Of the last layers: see `Dense`."""
+    first_log_std: float | None = None
+    """With it, log_std is the layer's output times a learned number that begins at 1, plus one that begins here."""
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> TanhNormal:
         """Observation [..., o] to a distribution over actions [..., action_dim]."""
         features = MLP(self.hidden, self.layer_norm)(observation)
         mean, log_std = (Dense(self.action_dim, self.last_bound)(features) for _ in range(2))
+        if self.first_log_std is not None:
+            scale = self.param("log_std_scale", nn.initializers.ones, ())
+            log_std = scale * log_std + self.param("log_std_offset", nn.initializers.constant(self.first_log_std), ())
         return TanhNormal(mean, log_std.clip(self.least_log_std, 2.0))
 
 

@@ -259,8 +259,8 @@ class Programs:
         return self.over_runs(one_run)(agents, observations)
 
     def _insert(self, learner: Learner, transition: Batch, episode: Episode) -> Learner:
-        agent = jax.vmap(self.agent_class.after_episode)(learner.agent, episode)
-        return Learner(agent, jax.vmap(Replay.insert)(learner.experience, transition))
+        experience = jax.vmap(Replay.insert)(learner.experience, transition)
+        return Learner(jax.vmap(self.agent_class.after_episode)(learner.agent, episode, experience), experience)
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""

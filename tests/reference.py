@@ -72,7 +72,8 @@ def tanh_normal(actor, observation, noise=None, action=None, least_log_std=-20.0
     """An action, by its noise or given, and its log density by the change of variables, without the stable form."""
     p = parameters(actor)
     features = mlp(np.asarray(observation, np.float64), p["MLP_0"])
-    mean, log_std = dense(features, p["Dense_0"]), np.clip(dense(features, p["Dense_1"]), least_log_std, 2)
+    mean, log_std = dense(features, p["Dense_0"]), dense(features, p["Dense_1"])
+    log_std = np.clip(p.get("log_std_scale", 1) * log_std + p.get("log_std_offset", 0), least_log_std, 2)
     if action is None:
         before = mean + np.exp(log_std) * np.asarray(noise, np.float64)
     else:

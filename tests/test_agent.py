@@ -187,7 +187,8 @@ def test_a_phase_is_entered_and_nothing_else_is_changed(name):
     assert other.phase == "other"
     chex.assert_trees_all_equal(other.replace(phase=agent.phase), agent)
     over = Episode(jnp.bool_(False), jnp.float32(0), jnp.int32(1))
-    chex.assert_trees_all_equal(agent.after_episode(over), agent)
+    experience = Replay.create(jax.tree.map(lambda x: x[0], random_batch(0, 1)), 5)
+    chex.assert_trees_all_equal(agent.after_episode(over, experience), agent)
 
 
 @pytest.mark.parametrize("name", MODULES)

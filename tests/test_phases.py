@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, cql, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.errors import Refused
 from common.programs import Program
@@ -21,6 +21,7 @@ COMMON = (
 ).split()
 ALGORITHMS = {
     "awac": (awac.AWAC, awac),
+    "cql": (cql.CQL, cql),
     "discrete_bcq": (discrete_bcq.DiscreteBCQ, discrete_bcq),
     "edac": (edac.EDAC, edac),
     "iql": (iql.IQL, iql),
@@ -176,6 +177,21 @@ def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
     rows = table(tmp_path / "run" / "metrics.csv")
     assert rows == table(tmp_path / "whole" / "metrics.csv")
     assert [r["phase"] for r in rows] == ["imitation"] * 2 + ["returns"] * 2 + ["offline"] * 4
+
+
+@pytest.mark.parametrize("at", [5, 335])
+def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch, at):
+    """Cal-QL: stopped while its actor clones, and online, where the first episode is over and the second is not."""
+    arguments = (*COMMON, "--preset", "calql", "--cloning-steps", 10, "--actor-hidden", 8, "--actions", 2)
+    arguments += ("--log-every", 10, "--eval-every", 200, "--online-steps", 310)  # an episode has 300
+    serve("cql", *arguments, "--out", tmp_path / "whole")
+    with stopped_at(at, monkeypatch):
+        serve("cql", *arguments, "--out", tmp_path / "run")
+    place = "cloning phase after step 5" if at == 5 else "online phase after step 305"
+    assert f"resuming in the {place}" in serve("cql", "--resume", tmp_path / "run")
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert rows == table(tmp_path / "whole" / "metrics.csv")
+    assert [r["phase"] for r in rows][:4] == ["cloning", "offline", "offline", "online"]
 
 
 @pytest.mark.optimised

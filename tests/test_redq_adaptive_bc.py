@@ -25,6 +25,9 @@ from common.commandline import parse
 from common.errors import Refused
 from common.replay import Episode, Replay, sample_union
 
+NOTHING = Replay.create(jax.tree.map(lambda x: x[0], random_batch(0, 1)), 1)
+"""An experience that the controller does not look at."""
+
 
 def make_agent(**values) -> REDQAdaptiveBC:
     config = Config(**({"hidden": (8, 6), "ensemble": 4, "batch_size": ROWS, "utd": 4} | values))
@@ -130,17 +133,17 @@ def test_the_authors_code_averages_past_returns():
 
 def test_alpha_moves_only_when_an_episode_has_ended():
     agent = make_agent()
-    ongoing = agent.after_episode(Episode(jnp.array(False), jnp.float32(50.0), jnp.int32(100)))
+    ongoing = agent.after_episode(Episode(jnp.array(False), jnp.float32(50.0), jnp.int32(100)), NOTHING)
     assert float(ongoing.alpha) == float(agent.alpha)
     assert np.isnan(float(ongoing.last_return))
-    ended = agent.after_episode(Episode(jnp.array(True), jnp.float32(50.0), jnp.int32(100)))
+    ended = agent.after_episode(Episode(jnp.array(True), jnp.float32(50.0), jnp.int32(100)), NOTHING)
     np.testing.assert_allclose(float(ended.alpha), 0.4 - 100 * 3e-5 * 0.5, rtol=1e-5)
     assert float(ended.last_return) == 0.5
 
 
 def test_from_scratch_on_a_task_without_a_scale_of_returns_alpha_stays():
     agent = make_agent(**PRESETS["redq-scratch"])
-    ended = agent.after_episode(Episode(jnp.array(True), jnp.float32(np.nan), jnp.int32(100)))
+    ended = agent.after_episode(Episode(jnp.array(True), jnp.float32(np.nan), jnp.int32(100)), NOTHING)
     assert float(ended.alpha) == 0.0
 
 
