@@ -194,8 +194,11 @@ def test_the_best_share_is_selected_of_all_rows(selection):
 @pytest.mark.parametrize("selection", ["ratio", "difference"])
 def test_the_progressive_form_selects_within_the_minibatch_by_the_best_envelope(selection):
     agent = make_agent(selection=selection, envelope_steps=0, selected=0.5, learning_rate=1e-2)
+    agent = agent.replace(best=moved(agent, 2.0, steepness=20.0).envelope.params)
     batch = minibatch(4, 16)
     score = scores(agent, batch.observation, batch.gain, selection)
+    by_the_present_one = scores(agent.replace(best=agent.envelope.params), batch.observation, batch.gain, selection)
+    assert set(np.argsort(score)[8:]) != set(np.argsort(by_the_present_one)[8:])
     chosen = score >= np.sort(score)[8]
     assert chosen.sum() == 8
     after, metrics = jax.jit(BAIL.update_once)(agent, batch, KEY, jnp.int32(1))
