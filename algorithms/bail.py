@@ -24,8 +24,9 @@ Differences from the authors' code. It keeps "best parameters" that are the livi
 and its static form neither stops; here both happen. It does not shift. It continues episodes of at least 1000 rows
 only, here all that were cut, each as if its length were the horizon. V's minibatches are the rows of a uniform one
 that are not held out, about 800 of 1000, in both forms; theirs walk through the data in the static one. The progressive
-form validates before a step here, after V's there. Exactly the share is selected; there also what ties with the last.
-Its clipping of V, off by default, is left out. Its progressive script does not run as it is.
+form validates before a step here, after V's there. Exactly the share of all rows is selected; there also what ties
+with the last, and within a minibatch not always the last itself, by rounding. Its clipping of V, off by default, is
+left out. Its progressive script does not run as it is.
 
 Published: returns on 62 data sets of its own (the README of its code), none of D4RL's. It has not been measured here
 yet.

@@ -209,6 +209,16 @@ def test_updates_offline_see_what_was_evaluated():
     chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_minibatches_carry_what_was_evaluated_of_their_rows():
+    agent, prior = make_agent(batch_size=200), make_prior()
+    agent = agent.evaluate(prior)
+    drawn = agent.sample(KEY, None, prior)
+    rows = np.abs(np.asarray(drawn.observation)[0][:, None] - seen(agent, prior.observation)).max(-1).argmin(1)
+    assert set(rows.tolist()) == set(range(SIZE))
+    for name, known in (("target", agent.target), ("advantage", agent.advantage), ("action", prior.action)):
+        np.testing.assert_array_equal(getattr(drawn, name)[0], np.asarray(known)[rows])
+
+
 def test_both_networks_learn_by_momentum():
     agent, batch = make_agent(learning_rate=0.3, actor_learning_rate=0.02, value_steps=2, actor_steps=2), minibatch(6)
     update = jax.jit(AWR.update_once)

@@ -194,7 +194,7 @@ def test_the_best_share_is_selected_of_all_rows(selection):
 @pytest.mark.parametrize("selection", ["ratio", "difference"])
 def test_the_progressive_form_selects_within_the_minibatch_by_the_best_envelope(selection):
     agent = make_agent(selection=selection, envelope_steps=0, selected=0.5, learning_rate=1e-2)
-    agent = agent.replace(best=moved(agent, 2.0, steepness=20.0).envelope.params)
+    agent = agent.replace(best=moved(agent, 1.0, steepness=40.0).envelope.params)
     batch = minibatch(4, 16)
     score = scores(agent, batch.observation, batch.gain, selection)
     by_the_present_one = scores(agent.replace(best=agent.envelope.params), batch.observation, batch.gain, selection)
