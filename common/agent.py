@@ -6,7 +6,7 @@ them in this order.
     prepare         once, on the host: the data as the algorithm learns from them
     create          a fresh agent
     enter           when a phase begins, the first one included
-    offline         sample, update                                                   one call for many steps
+    offline         renew, sample, update                                            one call for many steps
     online          after_episode, sample, update, explore                           one call per environment step
     act             in evaluations
 
@@ -178,6 +178,10 @@ class Agent(struct.PyTreeNode):
         """The collecting policy: the evaluated one, where an algorithm has no other."""
         return self.act(observation)
 
+    def renew(self, step: jax.Array, prior: Any) -> Self:
+        """Before step `step` of an offline phase without delayed steps: what depends on all of the data."""
+        return self
+
     def sample(self, key: jax.Array, experience: Replay | None, prior: Any) -> Batch:
         """The minibatches of one update, arrays [steps, batch_size, ...], drawn uniformly: offline one, of the data;
         online `utd`, of the data and the experience together."""
@@ -214,6 +218,7 @@ class Agent(struct.PyTreeNode):
 
         def one(agent: Self, x: tuple) -> tuple[Self, Metrics]:
             sample_key, update_key = jax.random.split(x[0])
+            agent = agent.renew(x[1], prior)
             return agent.update(agent.sample(sample_key, None, prior), update_key, x[1])
 
         def group(agent: Self, x: tuple) -> tuple[Self, Metrics]:

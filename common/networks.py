@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -98,11 +98,13 @@ class Value(nn.Module):
 
     hidden: Sequence[int]
     layer_norm: bool = False
+    last_bound: float | None = None
+    """Of the last layer: see `Dense`."""
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> jax.Array:
         """Observation [..., o] to a value [...]."""
-        return Dense(1)(MLP(self.hidden, self.layer_norm)(observation)).squeeze(-1)
+        return Dense(1, self.last_bound)(MLP(self.hidden, self.layer_norm)(observation)).squeeze(-1)
 
 
 class DeterministicActor(nn.Module):
@@ -193,11 +195,13 @@ class Network(struct.PyTreeNode):
     """None for a network that only tracks another one."""
     module: nn.Module = struct.field(pytree_node=False)
 
+    optimiser: ClassVar[optax.GradientTransformation] = optax.scale_by_adam()
+
     @classmethod
     def create(cls, module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Self:
         """The module with fresh parameters for inputs of these shapes."""
         params = module.init(key, *inputs)
-        return cls(params, optax.scale_by_adam().init(params), module)
+        return cls(params, cls.optimiser.init(params), module)
 
     def __call__(
         self, *inputs: jax.Array, params: Parameters | None = None, dropout_key: jax.Array | None = None
@@ -210,7 +214,7 @@ class Network(struct.PyTreeNode):
         self, gradients: Parameters, learning_rate: jax.Array | float, weight_decay: jax.Array | float = 0.0
     ) -> Self:
         """One step of Adam, or of AdamW on the kernels (not on biases and LayerNorm) if `weight_decay` is given."""
-        updates, opt_state = optax.scale_by_adam().update(gradients, self.opt_state)
+        updates, opt_state = self.optimiser.update(gradients, self.opt_state)
 
         def step(path: tuple, param: jax.Array, update: jax.Array) -> jax.Array:
             decay = weight_decay * param if path[-1].key == "kernel" else 0.0
@@ -239,6 +243,12 @@ class Network(struct.PyTreeNode):
         return self.replace(params=optax.incremental_update(online.params, self.params, rate))
 
 
+class MomentumNetwork(Network):
+    """Trained by gradient descent with a momentum of 0.9 in the place of Adam."""
+
+    optimiser: ClassVar[optax.GradientTransformation] = optax.trace(0.9)
+
+
 class Ensemble(Network):
     """Members with separate parameters, stacked on the leading axis, evaluated at once: outputs are [member, ...]."""
 
@@ -246,7 +256,7 @@ class Ensemble(Network):
     def create(cls, module: nn.Module, key: jax.Array, *inputs: jax.Array, members: int) -> Self:
         """`members` independently initialised networks."""
         params = jax.vmap(lambda k: module.init(k, *inputs))(jax.random.split(key, members))
-        return cls(params, optax.scale_by_adam().init(params), module)
+        return cls(params, cls.optimiser.init(params), module)
 
     def __call__(
         self, *inputs: jax.Array, params: Parameters | None = None, dropout_key: jax.Array | None = None

@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, cql, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
+from algorithms import awac, awr, bail, bc, cql, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.errors import Refused
 from common.programs import Program
@@ -29,6 +29,7 @@ ALGORITHMS = {
     "rebrac": (rebrac.ReBRAC, rebrac),
     "redq_adaptive_bc": (redq_adaptive_bc.REDQAdaptiveBC, redq_adaptive_bc),
 }
+OFFLINE = {"awr": (awr.AWR, awr), "bail": (bail.BAIL, bail), "bc": (bc.BC, bc)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
-    agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
+    agent, module = (OFFLINE | ALGORITHMS)[name]
     console = Console(file=io.StringIO(), width=200)
     asked = [str(a) for a in arguments]
     if module.Config.discrete_actions:
@@ -165,6 +166,29 @@ def test_cloning_resumes(tmp_path, monkeypatch, policy):
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
     assert [r["step"] for r in table(tmp_path / "run" / "metrics.csv") if r["run"] == "1"] == ["5", "10", "15", "20"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "at", "phases"),
+    [
+        ("awr", ("--value-steps", 3, "--actor-steps", 4), (10,), ["offline"] * 4),
+        ("awr", ("--preset", "marwil", "--value-steps", 3, "--actor-steps", 4), (5,), ["offline"] * 4),
+        ("bail", ("--envelope-steps", 10, "--validate-every", 3), (5, 10, 20), ["envelope"] * 2 + ["offline"] * 4),
+        ("bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4),
+    ],
+)
+def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name, flags, at, phases):
+    """Within an iteration and between validations, at the switch, and after it."""
+    arguments = (*COMMON, *flags, "--num-seeds", 2)
+    serve(name, *arguments, "--out", tmp_path / "whole")
+    rows = table(tmp_path / "whole" / "metrics.csv")
+    assert [r["phase"] for r in rows if r["run"] == "1"] == phases
+    for stop in at:
+        with stopped_at(stop, monkeypatch):
+            serve(name, *arguments, "--out", tmp_path / str(stop))
+        serve(name, "--resume", tmp_path / str(stop))
+        assert table(tmp_path / str(stop) / "metrics.csv") == rows
+        assert table(tmp_path / str(stop) / "eval.csv") == table(tmp_path / "whole" / "eval.csv")
 
 
 def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):

@@ -130,3 +130,35 @@ def test_reward_scale(data):
     assert transforms.return_range_scale(data, REWARD) == pytest.approx(1000 / 24)
     with pytest.raises(Refused, match="same return"):
         transforms.return_range_scale(data, np.zeros(7, np.float32))
+
+
+def test_returns_of_a_cut_episode_go_on_from_the_nearest_state():
+    """Against the sum itself, reward by reward, on a random walk over a grid: of states as near, the first counts."""
+    rng = np.random.default_rng(3)
+    size = np.array([1, 2, 9, 30, 12])
+    end = np.zeros(size.sum(), bool)
+    end[np.cumsum(size) - 1] = True
+    terminated = end & (np.arange(size.sum()) < 12)
+    terminated[[0]] = False
+    observation = np.cumsum(rng.integers(-1, 2, size=(len(end), 2)), axis=0).astype(np.float32)
+    reward = rng.normal(size=len(end)).astype(np.float32)
+    data = Dataset(observation, observation, reward, terminated, end & ~terminated, observation, end, "test:data")
+    expected = transforms.returns_to_go(data, reward, 0.9).astype(np.float64)
+    assert terminated.sum() == 2
+    jumps = set()
+    for start, count in zip(data.starts, size, strict=True):
+        last = start + count - 1
+        if terminated[last]:
+            continue
+        for row in range(start, last + 1):
+            own = list(reward[row : last + 1])
+            missing = count - len(own)
+            if missing:
+                candidates = range(start, last + 1 - missing + 1)  # rows with at least as many rewards as are missing
+                near = min(candidates, key=lambda i: (np.linalg.norm(observation[i] - observation[last]), i))
+                jumps.add(near - start)
+                own += list(reward[near : near + missing])
+            assert len(own) == count
+            expected[row] = sum(0.9**k * r for k, r in enumerate(own))
+    assert len(jumps) > 5
+    np.testing.assert_allclose(transforms.continued_returns(data, reward, 0.9), expected, rtol=1e-5, atol=1e-6)

@@ -56,6 +56,30 @@ def returns_to_go(data: Dataset, reward: np.ndarray, discount: float, continued:
     return out.astype(np.float32)
 
 
+def continued_returns(data: Dataset, reward: np.ndarray, discount: float) -> np.ndarray:
+    """float32 [n]: returns to go of as many rewards as the row's episode has, also where a time limit cut it (BAIL).
+
+    A row of a cut episode goes on where the episode was nearest to its last state, by the distance of observations,
+    among the rows that have enough rewards left for it.
+    """
+    out = returns_to_go(data, reward, discount).astype(np.float64)
+    for start, size in zip(data.starts, lengths(data), strict=True):
+        if data.terminated[start + size - 1]:
+            continue
+        own = out[start : start + size].copy()
+        observation = data.observation[start : start + size].astype(np.float64)
+        distance = np.linalg.norm(observation - observation[-1], axis=1)
+        # The first row of all that are nearest, up to each row.
+        nearer = np.append(True, distance[1:] < np.minimum.accumulate(distance)[:-1])
+        nearest = np.maximum.accumulate(np.where(nearer, np.arange(size), 0))
+        row = np.arange(1, size)
+        left = size - row
+        joined = nearest[left]
+        surplus = np.append(own, 0.0)[joined + row]  # what follows after `size` rewards; none at joined == left
+        out[start + row] += discount**left * own[joined] - discount**size * surplus
+    return out.astype(np.float32)
+
+
 def next_action(data: Dataset) -> np.ndarray:
     """float32 [n, action]: the action taken in the next state; at an episode's end, where none is known, its own."""
     end = data.terminated | data.truncated
