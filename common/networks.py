@@ -172,7 +172,7 @@ class VAE(nn.Module):
         return self.action(self.decoder(jnp.concatenate([observation, z], -1)))
 
     def sample(self, observation: jax.Array, key: jax.Array) -> jax.Array:
-        """Actions before the tanh, [..., a], one per row of observations [..., o]: of z from N(0, 1), clipped to 0.5."""
+        """Observation [..., o] to an action before the tanh, [..., a]: of z from N(0, 1), clipped to +-0.5."""
         z = jax.random.normal(key, (*observation.shape[:-1], 2 * self.action_dim)).clip(-0.5, 0.5)
         return self.decode(observation, z)
 

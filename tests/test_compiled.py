@@ -29,7 +29,7 @@ def test_a_compiled_update_is_the_plain_one(name):
         plain, expected = kind.update(*arguments)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-4, atol=1e-5)
     # Of Adam's first step, which is the learning rate whatever the gradient's size, the moments tell more.
-    for network in ("actor", "critic", "value", "policy"):
+    for network in ("actor", "critic", "value", "policy", "vae"):
         if hasattr(agent, network):
             moments = (getattr(x, network).opt_state.mu for x in (compiled, plain))
             chex.assert_trees_all_close(*moments, rtol=1e-3, atol=1e-6)
