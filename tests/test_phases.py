@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, edac, iql, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, bcq, bear, edac, iql, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.programs import Program
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
-    agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
+    agent, module = ({"bc": (bc.BC, bc), "bcq": (bcq.BCQ, bcq), "bear": (bear.BEAR, bear)} | ALGORITHMS)[name]
     console = Console(file=io.StringIO(), width=200)
     assert command.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
     return console.file.getvalue()
@@ -157,6 +157,27 @@ def test_cloning_resumes(tmp_path, monkeypatch, policy):
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
     assert [r["step"] for r in table(tmp_path / "run" / "metrics.csv") if r["run"] == "1"] == ["5", "10", "15", "20"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "at", "where"),
+    [
+        ("bcq", (), 10, "the offline phase after step 10"),
+        ("bear", ("--matching-steps", 10), 5, "the matching phase after step 5"),
+        ("bear", ("--matching-steps", 10, "--policy-target-rate", 0.5), 15, "the offline phase after step 5"),
+    ],
+)
+def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, flags, at, where):
+    """In the middle of each phase; evaluations draw their candidates anew, and the same."""
+    arguments = (*COMMON, "--vae-hidden", 8, 8, *flags)
+    serve(name, *arguments, "--out", tmp_path / "whole")
+    with stopped_at(at, monkeypatch):
+        serve(name, *arguments, "--out", tmp_path / "run")
+    assert f"resuming in {where}" in serve(name, "--resume", tmp_path / "run")
+    for file in ("metrics.csv", "eval.csv"):
+        assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
+    phases = ["matching"] * 2 * (name == "bear") + ["offline"] * 4
+    assert [row["phase"] for row in table(tmp_path / "run" / "metrics.csv")] == phases
 
 
 def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
