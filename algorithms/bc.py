@@ -38,10 +38,10 @@ import jax
 import jax.numpy as jnp
 
 from common import command
-from common.agent import Agent, Hyperparameters, Metrics, static
+from common.agent import Agent, Hyperparameters, Metrics, drawn, static
 from common.datasets import Dataset, transforms
 from common.distributions import Normal
-from common.networks import MLP, Dense, Network, Normaliser, Parameters
+from common.networks import MLP, VAE, Dense, Network, Normaliser, Parameters
 from common.replay import Batch
 from common.tasks import Task
 
@@ -163,31 +163,17 @@ class Categorical(Policy):
         return jnp.where(jnp.isfinite(scores).all(-1), middle, jnp.nan)  # or a diverged policy would look like one
 
 
-class Variational(Policy):
+class Variational(VAE, Policy):
     """A conditional VAE with two latent dimensions per action dimension."""
-
-    def setup(self) -> None:
-        """The layers."""
-        hidden, latent = self.hidden, 2 * self.action_dim
-        self.encoder, self.mean, self.log_std = MLP(hidden), Dense(latent), Dense(latent)
-        self.decoder, self.action = MLP(hidden), Dense(self.action_dim)
-
-    def decode(self, observation: jax.Array, z: jax.Array) -> jax.Array:
-        """The action [..., a] of a latent [..., 2 a]."""
-        return jnp.tanh(self.action(self.decoder(jnp.concatenate([observation, z], -1))))
 
     def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
         """Observation [..., o] and action [..., a] to a loss [...]."""
-        x = self.encoder(jnp.concatenate([observation, action], -1))
-        mean, log_std = self.mean(x), self.log_std(x).clip(-4.0, 15.0)
-        z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
-        return jnp.square(self.decode(observation, z) - action).mean(-1) + self.kl_weight * divergence.mean(-1)
+        error, divergence = super().__call__(observation, action, key)
+        return error + self.kl_weight * divergence
 
     def act(self, observation: jax.Array, key: jax.Array) -> jax.Array:
         """Observation [..., o] to an action [..., a]."""
-        z = jax.random.normal(key, (*observation.shape[:-1], 2 * self.action_dim)).clip(-0.5, 0.5)
-        return self.decode(observation, z)
+        return jnp.tanh(self.sample(observation, key))
 
 
 class Flow(Policy):
@@ -248,14 +234,11 @@ class BC(Agent):
 
     def act(self, observation: jax.Array) -> jax.Array:
         """The policy: observations [..., o] to actions [..., a]."""
-        flat = observation.reshape(-1, observation.shape[-1])
-        bits = jax.lax.bitcast_convert_type(flat, jnp.uint32).sum(axis=-1)
 
-        def one(observation: jax.Array, bits: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(0), bits)
+        def one(observation: jax.Array, key: jax.Array) -> jax.Array:
             return self.policy.module.apply(self.policy.params, self.normal(observation), key, method="act")
 
-        return jax.vmap(one)(flat, bits).reshape(*observation.shape[:-1], -1)
+        return drawn(one, observation)
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The policy's loss, averaged over the batch."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
@@ -283,3 +284,17 @@ def grouping(steps: jax.Array, size: int) -> jax.Array:
 def scaled(loss: jax.Array) -> jax.Array:
     """A loss divided by its own size: 1 or -1, with the gradient of log |loss|, signed."""
     return loss / jax.lax.stop_gradient(jnp.abs(loss))
+
+
+def drawn(policy: Callable[[jax.Array, jax.Array], jax.Array], observation: jax.Array) -> jax.Array:
+    """Actions [..., a] at observations [..., o] of a policy that draws them: `policy(observation [o], key)`.
+
+    Each key is a function of its observation, so that an evaluation can be repeated.
+    """
+
+    def one(observation: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(observation, jnp.uint32).sum()
+        return policy(observation, jax.random.fold_in(jax.random.key(0), bits))
+
+    flat = observation.reshape(-1, observation.shape[-1])
+    return jax.vmap(one)(flat).reshape(*observation.shape[:-1], -1)

@@ -158,6 +158,36 @@ class TanhNormalActor(nn.Module):
         return TanhNormal(mean, log_std.clip(self.least_log_std, 2.0))
 
 
+class VAE(nn.Module):
+    """A conditional VAE of actions with two latent dimensions per action dimension."""
+
+    action_dim: int
+    hidden: Sequence[int]
+
+    def setup(self) -> None:
+        """The layers."""
+        latent = 2 * self.action_dim
+        self.encoder, self.mean, self.log_std = MLP(self.hidden), Dense(latent), Dense(latent)
+        self.decoder, self.action = MLP(self.hidden), Dense(self.action_dim)
+
+    def __call__(self, observation: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Squared error of the action [..., a] decoded, and KL(q(z|s, a) || N(0, 1)): means over dimensions, [...]."""
+        x = self.encoder(jnp.concatenate([observation, action], -1))
+        mean, log_std = self.mean(x), self.log_std(x).clip(-4.0, 15.0)
+        z = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
+        return jnp.square(jnp.tanh(self.decode(observation, z)) - action).mean(-1), divergence.mean(-1)
+
+    def decode(self, observation: jax.Array, z: jax.Array) -> jax.Array:
+        """Latents [..., 2 a] to actions before the tanh that squashes them, [..., a]."""
+        return self.action(self.decoder(jnp.concatenate([observation, z], -1)))
+
+    def sample(self, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Observation [..., o] to an action before the tanh, [..., a]: of z from N(0, 1), clipped to +-0.5."""
+        z = jax.random.normal(key, (*observation.shape[:-1], 2 * self.action_dim)).clip(-0.5, 0.5)
+        return self.decode(observation, z)
+
+
 class Scalar(nn.Module):
     """One positive learned number, kept as its logarithm."""
 

@@ -83,6 +83,28 @@ def tanh_normal(actor, observation, noise=None, action=None, least_log_std=-20.0
     return action, (np.log(density) - np.log(1 - action**2)).sum(-1)
 
 
+def latents(shape, key):
+    """What a VAE of actions draws with a key, clipped: one latent of `shape` [..., 2 a]."""
+    return np.asarray(jax.random.normal(key, (*shape, 2 * ACTION)), np.float64).clip(-0.5, 0.5)
+
+
+def vae_decode(vae, observation, z):
+    """Actions before their tanh."""
+    p = parameters(vae)
+    return dense(mlp(np.concatenate([observation, z], -1), p["decoder"]), p["action"])
+
+
+def vae_loss(vae, batch, key, weight):
+    """The loss, and the error of reconstruction in it; the divergence by the textbook, in the variances."""
+    p, action = parameters(vae), np.asarray(batch.action, np.float64)
+    h = mlp(np.concatenate([batch.observation, action], -1), p["encoder"])
+    mean, std = dense(h, p["mean"]), np.exp(dense(h, p["log_std"]).clip(-4, 15))
+    z = mean + std * np.asarray(jax.random.normal(key, mean.shape), np.float64)
+    error = np.mean((np.tanh(vae_decode(vae, batch.observation, z)) - action) ** 2)
+    divergence = -0.5 * (1 + np.log(std**2) - mean**2 - std**2)
+    return error + weight * divergence.mean(), error
+
+
 def adam_first_step(before, gradient, rate):
     """Parameters after the first step of Adam, its bias corrected."""
     return jax.tree.map(

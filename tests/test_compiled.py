@@ -34,7 +34,7 @@ def test_a_compiled_update_is_the_plain_one(name):
         plain, expected = kind.update(*arguments)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-4, atol=1e-5)
     # Of Adam's first step, which is the learning rate whatever the gradient's size, the moments tell more.
-    for network in ("actor", "critic", "value", "policy"):
+    for network in ("actor", "critic", "value", "policy", "vae"):
         if hasattr(agent, network):
             states = (getattr(x, network).opt_state for x in (compiled, plain))
             moments = (x.trace if isinstance(x, optax.TraceState) else x.mu for x in states)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from interruption import stopped_at
 from rich.console import Console
+from test_agent import MODULES, agent_of
 
-from algorithms import awac, awr, bail, bc, cql, discrete_bcq, edac, iql, rebrac, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.errors import Refused
 from common.programs import Program
@@ -19,17 +19,10 @@ COMMON = (
     "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
-ALGORITHMS = {
-    "awac": (awac.AWAC, awac),
-    "cql": (cql.CQL, cql),
-    "discrete_bcq": (discrete_bcq.DiscreteBCQ, discrete_bcq),
-    "edac": (edac.EDAC, edac),
-    "iql": (iql.IQL, iql),
-    "td3_bc": (td3_bc.TD3BC, td3_bc),
-    "rebrac": (rebrac.ReBRAC, rebrac),
-    "redq_adaptive_bc": (redq_adaptive_bc.REDQAdaptiveBC, redq_adaptive_bc),
-}
-OFFLINE = {"awr": (awr.AWR, awr), "bail": (bail.BAIL, bail), "bc": (bc.BC, bc)}
+TO_ONLINE = [
+    name for name, module in MODULES.items() if {"offline_steps", "online_steps"} <= vars(module.Config()).keys()
+]
+"""Those with an offline and an online phase."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,12 +35,12 @@ def data(tmp_path_factory):
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
-    agent, module = (OFFLINE | ALGORITHMS)[name]
+    module = MODULES[name]
     console = Console(file=io.StringIO(), width=200)
     asked = [str(a) for a in arguments]
     if module.Config.discrete_actions:
         asked = ["cartpole-mixed" if a == "pointmaze-umaze" else a for a in asked]
-    assert command.serve(agent, module.Config, module.PRESETS, asked, console) == 0
+    assert command.serve(agent_of(module), module.Config, module.PRESETS, asked, console) == 0
     return console.file.getvalue()
 
 
@@ -56,7 +49,7 @@ def table(path: Path, *leave_out: str) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in leave_out} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module", params=list(ALGORITHMS))
+@pytest.fixture(scope="module", params=TO_ONLINE)
 def both(request, tmp_path_factory) -> tuple[str, Path]:
     """20 updates, then 30 environment steps, of two seeds."""
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -64,7 +57,7 @@ def both(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, out
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", TO_ONLINE)
 def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     sessions, train = [], training.Session.train
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
@@ -189,6 +182,49 @@ def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name
         serve(name, "--resume", tmp_path / str(stop))
         assert table(tmp_path / str(stop) / "metrics.csv") == rows
         assert table(tmp_path / str(stop) / "eval.csv") == table(tmp_path / "whole" / "eval.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "at", "where"),
+    [
+        ("bcq", (), 10, "the offline phase after step 10"),
+        ("bear", ("--matching-steps", 10), 5, "the matching phase after step 5"),
+        ("bear", ("--matching-steps", 10, "--policy-target-rate", 0.5), 15, "the offline phase after step 5"),
+    ],
+)
+def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, flags, at, where):
+    """In the middle of each phase; evaluations draw their candidates anew, and the same."""
+    arguments = (*COMMON, "--vae-hidden", 8, 8, *flags)
+    serve(name, *arguments, "--out", tmp_path / "whole")
+    with stopped_at(at, monkeypatch):
+        serve(name, *arguments, "--out", tmp_path / "run")
+    assert f"resuming in {where}" in serve(name, "--resume", tmp_path / "run")
+    for file in ("metrics.csv", "eval.csv"):
+        assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
+    phases = ["matching"] * 2 * (name == "bear") + ["offline"] * 4
+    assert [row["phase"] for row in table(tmp_path / "run" / "metrics.csv")] == phases
+
+
+@pytest.mark.parametrize("name", ["brac", "fisher_brc"])
+def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, name):
+    """Stopped in the middle of either phase; the clone stands still in the second, and the rest in the first."""
+    sessions, train = [], training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    layers = {"brac": "--actor-hidden", "fisher_brc": "--cloning-hidden"}[name]
+    arguments = (*COMMON, layers, 8, 8, "--cloning-steps", 10)
+    serve(name, *arguments, "--out", tmp_path / "whole")
+    rows, evaluations = (table(tmp_path / "whole" / file) for file in ("metrics.csv", "eval.csv"))
+    assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4
+    assert [(r["phase"], r["step"]) for r in evaluations] == [("cloning", "10"), ("offline", "10"), ("offline", "20")]
+    agent = sessions[0].learner.agent
+    clone = agent.clone if name == "brac" else agent.behaviour
+    assert (int(clone.opt_state.count[0]), int(agent.critic.opt_state.count[0])) == (10, 20)
+    for at, phase, step in ((5, "cloning", 5), (20, "offline", 10)):
+        with stopped_at(at, monkeypatch):
+            serve(name, *arguments, "--out", tmp_path / str(at))
+        assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / str(at))
+        for file, expected in (("metrics.csv", rows), ("eval.csv", evaluations)):
+            assert table(tmp_path / str(at) / file) == expected
 
 
 def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
