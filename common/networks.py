@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from common.distributions import Normal, TanhNormal
+from common.distributions import Normal, TanhMixture, TanhNormal
 from common.layers import Layers, affine, normalised_relu, relu_slopes
 
 Parameters = Any
@@ -145,6 +145,26 @@ class TanhNormalActor(nn.Module):
         features = MLP(self.hidden, self.layer_norm)(observation)
         mean, log_std = (Dense(self.action_dim, self.last_bound)(features) for _ in range(2))
         return TanhNormal(mean, log_std.clip(self.least_log_std, 2.0))
+
+
+class TanhMixtureActor(nn.Module):
+    """pi(. | s) with mixtures of `components` Gaussians, one per dimension; log_std is clipped to [-20, 2]."""
+
+    hidden: Sequence[int]
+    action_dim: int
+    components: int
+    last_bound: float | None = None
+    """Of the last layers: see `Dense`."""
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> TanhMixture:
+        """Observation [..., o] to a distribution over actions [..., action_dim]."""
+        features = MLP(self.hidden)(observation)
+        shape = (*observation.shape[:-1], self.action_dim, self.components)
+        logits, mean, log_std = (
+            Dense(self.action_dim * self.components, self.last_bound)(features).reshape(shape) for _ in range(3)
+        )
+        return TanhMixture(logits, mean, log_std.clip(-20.0, 2.0))
 
 
 class Scalar(nn.Module):
