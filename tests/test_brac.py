@@ -158,9 +158,9 @@ def test_the_clones_temperature_follows_its_entropy(value):
 
 
 @pytest.mark.parametrize(("value", "aim", "moves"), [
-    (0.0, 1e3, False), (-1.0, 1e3, False), (0.0, -1e3, True), (-1.0, -1e3, True),
-    (2.0, 1e3, True), (2.0, -1e3, True),
-    (5.0, -1e3, False), (6.0, -1e3, False), (5.0, 1e3, True), (6.0, 1e3, True),
+    (0.0, 1e5, False), (-1.0, 1e5, False), (0.0, -1e5, True), (-1.0, -1e5, True),
+    (2.0, 1e5, True), (2.0, -1e5, True),
+    (5.0, -1e5, False), (6.0, -1e5, False), (5.0, 1e5, True), (6.0, 1e5, True),
 ])  # fmt: skip
 def test_a_learned_weight_rises_with_the_divergence_and_stays_in_its_bounds(value, aim, moves):
     agent, batch = make_agent(target_divergence=aim, largest_weight=5.0, learned_weight=True), random_batch(4, ROWS)

@@ -10,7 +10,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms import awac, bc, edac, iql, redq_adaptive_bc, td3_bc
+from algorithms import awac, bc, brac, edac, fisher_brc, iql, redq_adaptive_bc, td3_bc
 from common import command, recipes, reporting, training
 from common.programs import Program
 
@@ -25,6 +25,11 @@ ALGORITHMS = {
     "td3_bc": (td3_bc.TD3BC, td3_bc),
     "redq_adaptive_bc": (redq_adaptive_bc.REDQAdaptiveBC, redq_adaptive_bc),
 }
+OFFLINE = {
+    "bc": (bc.BC, bc),
+    "brac": (brac.BRAC, brac),
+    "fisher_brc": (fisher_brc.FisherBRC, fisher_brc),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +41,7 @@ def data(tmp_path_factory):
 
 
 def serve(name: str, *arguments: str | int | Path) -> str:
-    agent, module = {"bc": (bc.BC, bc), **ALGORITHMS}[name]
+    agent, module = (OFFLINE | ALGORITHMS)[name]
     console = Console(file=io.StringIO(), width=200)
     assert command.serve(agent, module.Config, module.PRESETS, [str(a) for a in arguments], console) == 0
     return console.file.getvalue()
@@ -157,6 +162,28 @@ def test_cloning_resumes(tmp_path, monkeypatch, policy):
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
     assert [r["step"] for r in table(tmp_path / "run" / "metrics.csv") if r["run"] == "1"] == ["5", "10", "15", "20"]
+
+
+@pytest.mark.parametrize("name", ["brac", "fisher_brc"])
+def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, name):
+    """Stopped in the middle of either phase; the clone stands still in the second, and the rest in the first."""
+    sessions, train = [], training.Session.train
+    monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
+    layers = {"brac": "--actor-hidden", "fisher_brc": "--cloning-hidden"}[name]
+    arguments = (*COMMON, layers, 8, 8, "--cloning-steps", 10)
+    serve(name, *arguments, "--out", tmp_path / "whole")
+    rows, evaluations = (table(tmp_path / "whole" / file) for file in ("metrics.csv", "eval.csv"))
+    assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4
+    assert [(r["phase"], r["step"]) for r in evaluations] == [("cloning", "10"), ("offline", "10"), ("offline", "20")]
+    agent = sessions[0].learner.agent
+    clone = agent.clone if name == "brac" else agent.behaviour
+    assert (int(clone.opt_state.count[0]), int(agent.critic.opt_state.count[0])) == (10, 20)
+    for at, phase, step in ((5, "cloning", 5), (20, "offline", 10)):
+        with stopped_at(at, monkeypatch):
+            serve(name, *arguments, "--out", tmp_path / str(at))
+        assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / str(at))
+        for file, expected in (("metrics.csv", rows), ("eval.csv", evaluations)):
+            assert table(tmp_path / str(at) / file) == expected
 
 
 def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
