@@ -66,3 +66,35 @@ class TanhNormal(struct.PyTreeNode):
         normal = -0.5 * jnp.square(noise) - self.log_std - 0.5 * jnp.log(2 * jnp.pi)
         log_slope = 2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before))  # log(1 - tanh^2), without cancellation
         return (normal - log_slope).sum(-1)
+
+
+class TanhMixture(struct.PyTreeNode):
+    """For each dimension of the action its own mixture of k Gaussians squashed into (-1, 1) by tanh."""
+
+    logits: jax.Array
+    """[..., a, k], of the components"""
+    mean: jax.Array
+    """[..., a, k], before the squashing"""
+    log_std: jax.Array
+    """[..., a, k], before the squashing"""
+
+    def mode(self) -> jax.Array:
+        """The squashed mean of each dimension's likeliest component, [..., a]."""
+        return jnp.tanh(self._of(self.logits.argmax(-1), self.mean))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action per row, [..., a]: reparameterised within the components that are drawn, not in the draw."""
+        component_key, noise_key = jax.random.split(key)
+        drawn = jax.random.categorical(component_key, self.logits)
+        noise = jax.random.normal(noise_key, drawn.shape)
+        return jnp.tanh(self._of(drawn, self.mean) + jnp.exp(self._of(drawn, self.log_std)) * noise)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """The log density of actions [..., a] inside (-1, 1), [...]."""
+        gaussians = TanhNormal(self.mean[..., None], self.log_std[..., None])  # each of one dimension
+        components = gaussians.log_prob(action[..., None, None])
+        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + components, axis=-1).sum(-1)
+
+    @staticmethod
+    def _of(component: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, component[..., None], axis=-1).squeeze(-1)

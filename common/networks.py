@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from common.distributions import Normal, TanhNormal
+from common.distributions import Normal, TanhMixture, TanhNormal
 from common.layers import Layers, affine, normalised_relu, relu_slopes
 
 Parameters = Any
@@ -186,6 +186,24 @@ class VAE(nn.Module):
         """Observation [..., o] to an action before the tanh, [..., a]: of z from N(0, 1), clipped to +-0.5."""
         z = jax.random.normal(key, (*observation.shape[:-1], 2 * self.action_dim)).clip(-0.5, 0.5)
         return self.decode(observation, z)
+
+
+class TanhMixtureActor(nn.Module):
+    """pi(. | s) with mixtures of `components` Gaussians, one per dimension; log_std is clipped to [-20, 2]."""
+
+    components: int
+    last_bound: float | None = None
+    """Of the last layers: see `Dense`."""
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> TanhMixture:
+        """Observation [..., o] to a distribution over actions [..., action_dim]."""
+        features = MLP(self.hidden)(observation)
+        shape = (*observation.shape[:-1], self.action_dim, self.components)
+        logits, mean, log_std = (
+            Dense(self.action_dim * self.components, self.last_bound)(features).reshape(shape) for _ in range(3)
+        )
+        return TanhMixture(logits, mean, log_std.clip(-20.0, 2.0))
 
 
 class Scalar(nn.Module):
