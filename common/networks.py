@@ -191,6 +191,8 @@ class VAE(nn.Module):
 class TanhMixtureActor(nn.Module):
     """pi(. | s) with mixtures of `components` Gaussians, one per dimension; log_std is clipped to [-20, 2]."""
 
+    hidden: Sequence[int]
+    action_dim: int
     components: int
     last_bound: float | None = None
     """Of the last layers: see `Dense`."""
