@@ -219,6 +219,7 @@ def test_a_fault_is_planted_in_a_copy(tmp_path):
     files = alarm.planted(tmp_path, right, wrong)
     assert files == [
         "awac.py",
+        "cql.py",
         "edac.py",
         "iql.py",
         "redq_adaptive_bc.py",
