@@ -8,11 +8,11 @@
 
 Everything is timed in turn, round after round, each peer in a process of its own that waits in between, so that all
 share whatever the machine does meanwhile. A ratio is the median over rounds of our updates per second, of all runs
-together, over theirs, of one. All have the same networks (two layers of 256; RLPD three, and ten critics; EDAC three,
-and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size, but for RLPD's
-authors, who get the same minibatches again and again and are spared the drawing; what is counted is critic steps, or
-the actor's where there is no critic. Ours are those of programs.py: whole intervals of the offline phase; for rlpd.py
-and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
+together, over theirs, of one. All have the same networks (two layers of 256; CQL, AWAC and ReBRAC three; RLPD and EDAC
+three, and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size, but for
+RLPD's authors, who get the same minibatches again and again and are spared the drawing; what is counted is critic
+steps, or the actor's where there is no critic. Ours are those of programs.py: whole intervals of the offline phase; for
+rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
 
 Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
 that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
@@ -43,7 +43,7 @@ from jax.interpreters import partial_eval
 from rich.console import Console
 from rich.table import Table
 
-from algorithms import bc, edac, iql, redq_adaptive_bc, rlpd, td3_bc
+from algorithms import awac, bc, cql, edac, iql, rebrac, redq_adaptive_bc, rlpd, td3_bc
 from benchmarks.reporting.figures import png, rates
 from benchmarks.reporting.results import commit_of, file, publish, rows_of, write
 from common import tasks
@@ -62,11 +62,15 @@ OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
     "iql": (iql, iql.IQL, {}),
     "bc": (bc, bc.BC, {}),
     "edac": (edac, edac.EDAC, {}),
+    "cql": (cql, cql.CQL, {}),
+    "awac": (awac, awac.AWAC, {}),
+    "rebrac": (rebrac, rebrac.ReBRAC, {"batch_size": 256}),
     "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
 """Algorithm -> its file, its agent, and what differs from its defaults."""
 ONLINE = ("rlpd", "redq_adaptive_bc")
-UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "redq_adaptive_bc": 100}
+UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200}
+UPDATES["redq_adaptive_bc"] = 100
 """Critic steps per timing."""
 PEERS = {
     "rlpd": ("rlpd",),
