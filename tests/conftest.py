@@ -40,6 +40,9 @@ def pytest_unconfigure(config):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem):
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
-    return (yield)
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()  # or all files' programs are in memory at the end
+    return result

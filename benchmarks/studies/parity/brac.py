@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_probability as tfp
 
 from benchmarks.studies.parity import harness as h
-from benchmarks.studies.parity import tensorflow_peers as peers
+from benchmarks.studies.parity import _tensorflow_peers as peers
 
 tf = peers.tf
 sys.modules["gin"] = types.SimpleNamespace(configurable=lambda x: x)

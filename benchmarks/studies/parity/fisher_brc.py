@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.studies.parity import harness as h
-from benchmarks.studies.parity import tensorflow_peers as peers
+from benchmarks.studies.parity import _tensorflow_peers as peers
 
 tf = peers.tf
 h.stub("tf_agents.specs.tensor_spec")
