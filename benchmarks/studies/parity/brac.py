@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_probability as tfp
 
-from benchmarks.studies.parity import harness as h
 from benchmarks.studies.parity import _tensorflow_peers as peers
+from benchmarks.studies.parity import harness as h
 
 tf = peers.tf
 sys.modules["gin"] = types.SimpleNamespace(configurable=lambda x: x)

@@ -5,8 +5,8 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.studies.parity import harness as h
 from benchmarks.studies.parity import _tensorflow_peers as peers
+from benchmarks.studies.parity import harness as h
 
 tf = peers.tf
 h.stub("tf_agents.specs.tensor_spec")
