@@ -115,8 +115,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Ours: small networks for a small maze that two CPU cores solve within minutes. Paths take some 300 steps: with
     # -1 per step the value of being one step closer must still stand out at that distance, and from the entropy.
     "pointmaze": {
-        "hidden": (64, 64), "ensemble": 5, "target_subset": 1, "backup_entropy": False, "utd": 10,
-        "batch_size": 128, "learning_rate": 1e-3, "discount": 0.995, "initial_temperature": 0.1, "start_training": 500,
+        "hidden": (128, 128), "ensemble": 5, "target_subset": 1, "backup_entropy": False, "utd": 10,
+        "batch_size": 128, "learning_rate": 8e-4, "discount": 0.995, "initial_temperature": 0.1, "start_training": 500,
         "steps": 10_000, "eval_every": 2000, "eval_episodes": 100,
     },
     "gym": {"offline_ratio": 0.0, "steps": 250_000},
