@@ -103,6 +103,7 @@ def test_bare_norms_are_pytorchs_and_are_given_back():
 
 
 def test_modules_of_a_checkout_do_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARITY_OUT", str(tmp_path / "out"))
     (tmp_path / "peer").mkdir()
     (tmp_path / "peer" / "common.py").write_text("import helpers\nNAME = helpers.NAME\n")
     (tmp_path / "peer" / "helpers.py").write_text("NAME = 'theirs'\n")
@@ -111,6 +112,7 @@ def test_modules_of_a_checkout_do_not_stay(tmp_path, monkeypatch):
     module = h.theirs("peer", "common")
     assert module.NAME == "theirs"
     assert (sys.path, sys.modules["common"], "helpers" in sys.modules) == (path, ours, False)
+    assert json.loads((tmp_path / "out").read_text()) == {"peer": "peer"}
 
 
 def test_a_peer_that_is_not_there_is_named_and_left_out(tmp_path, monkeypatch, capsys):
@@ -169,7 +171,8 @@ def small(monkeypatch, tmp_path, **sources):
     monkeypatch.setattr(parity, "__package__", "package")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    (tmp_path / "peers" / "theirs").mkdir(parents=True)
+    for name in ("theirs", "another"):
+        (tmp_path / "peers" / name).mkdir(parents=True)
     return parity.Parity(tmp_path / "peers", name="test")
 
 
@@ -177,7 +180,8 @@ RECORDING = """
 import json, os
 row = {"case": "c", "bits": int(os.environ["PARITY_BITS"]), "what": "actor after 1 update", "kind": "parameters",
        "value": 1e-16, "change": 1e-12, "distance": %s, "note": "", "differs": ""}
-open(os.environ["PARITY_OUT"], "a").write(json.dumps(row) + "\\n")
+for line in ({"peer": "theirs"}, row, {"peer": "theirs"}):
+    open(os.environ["PARITY_OUT"], "a").write(json.dumps(line) + "\\n")
 """
 
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -83,8 +83,20 @@ def checks() -> list[str]:
     return sorted(path.stem for path in HERE.glob("[!_]*.py") if path.stem != "harness")
 
 
-def run(asked: Parity, check: str) -> tuple[list[dict[str, Any]], list[str], str]:
-    """A check: its rows, the peers that were not there, and why it failed."""
+class Ran(NamedTuple):
+    """What came of a check."""
+
+    rows: list[dict[str, Any]]
+    peers: set[str]
+    """Whose code it has used."""
+    absent: set[str]
+    """Those that were not there."""
+    failed: str
+    """Why it does not run; empty if it does."""
+
+
+def run(asked: Parity, check: str) -> Ran:
+    """A check in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows"
         out.touch()
@@ -92,8 +104,8 @@ def run(asked: Parity, check: str) -> tuple[list[dict[str, Any]], list[str], str
         done = subprocess.run(command, cwd=ROOT, env=asked.environment(str(out)), capture_output=True, text=True)
         lines = [json.loads(line) for line in out.read_text().splitlines()]
     failed = "" if done.returncode in (0, ABSENT) else done.stderr.strip()[-2000:] or f"status {done.returncode}"
-    absent = sorted({line["absent"] for line in lines if "absent" in line})
-    return [row_of(check, line) for line in lines if "absent" not in line], absent, failed
+    peers, absent = ({line[key] for line in lines if key in line} for key in ("peer", "absent"))
+    return Ran([row_of(check, line) for line in lines if "case" in line], peers, absent, failed)
 
 
 def row_of(check: str, line: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,20 +200,22 @@ def main(asked: Parity) -> int:
         raise Refused(f"--peer-python {asked.peer_python}: cannot be started ({error.strerror})") from error
     if told.returncode:
         raise Refused(f"--peer-python {asked.peer_python}: cannot import this project")
-    console, rows, failures, names = Console(width=200), [], [], asked.only or known
+    console, rows, peers, failures = Console(width=200), [], set(), []
+    names = asked.only or known
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for check, (found, absent, failed) in zip(names, pool.map(lambda x: run(asked, x), names), strict=True):
-            rows += found
-            for peer in absent:
+        for check, ran in zip(names, pool.map(lambda x: run(asked, x), names), strict=True):
+            rows += ran.rows
+            peers |= ran.peers
+            for peer in sorted(ran.absent):
                 console.print(f"{check}: {peer} is not in {asked.peers}, left out", highlight=False, soft_wrap=True)
-            if failed:
+            if ran.failed:
                 failures.append(check)
-                console.print(f"{check}: does not run:\n{failed}", highlight=False, markup=False, soft_wrap=True)
-            console.print(f"{check}: {len(found)} rows", highlight=False)
+                console.print(f"{check}: does not run:\n{ran.failed}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{check}: {len(ran.rows)} rows", highlight=False)
     table = cases(rows)
     console.print(shown(table, asked.bits))
     if name is not None and rows:
-        commits = {p.name: commit_of(p) for p in sorted(asked.peers.iterdir()) if p.is_dir()}
+        commits = {peer: commit_of(asked.peers / peer) for peer in sorted(peers)}
         program = "benchmarks.studies.parity"
         publish(name, rows, program, bits=asked.bits, peers=commits, peer_versions=json.loads(told.stdout))
     off = suspicious(table) if asked.bits == 64 else []

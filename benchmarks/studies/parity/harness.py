@@ -66,6 +66,7 @@ def checkout(folder: str) -> Path:
         print(f"{name}: not in {THEIRS}, left out", flush=True)
         record({"absent": name})
         raise Absent(3)
+    record({"peer": name})
     return path
 
 
