@@ -200,6 +200,13 @@ def test_the_target_is_of_the_next_state_and_has_no_entropy():
         np.testing.assert_array_equal(agent.target(batch, KEY), hotter.target(batch, KEY))
 
 
+def test_the_minimum_over_critics_is_taken_before_the_maximum_over_actions():
+    """As in JaxCQL and Cal-QL; the other order gives 3 here, and one action alone 1."""
+    values = jnp.broadcast_to(jnp.array([[1.0, 4.0, 2.0, 0.0], [3.0, 1.0, 2.0, 3.0]])[..., None], (2, N, ROWS))
+    agent, batch = make_agent(max_target=True).replace(target_critic=lambda *_: values), rows(5)
+    np.testing.assert_allclose(agent.target(batch, KEY), batch.reward + 0.99 * batch.mask * 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("max_target", [True, False])
 def test_a_time_limit_bootstraps_and_a_termination_does_not(max_target):
     assert_only_terminations_stop(make_agent(max_target=max_target))
