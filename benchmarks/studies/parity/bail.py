@@ -42,11 +42,6 @@ def value_tree(net: torch.nn.Module) -> h.Tree:
     return h.network([h.linear(layer) for layer in net.affine_layers], h.linear(net.value_head))
 
 
-def actor_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of their policy."""
-    return h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-
-
 def prior_of(rows: int, seed: int = 1) -> bail.Prior:
     """Rows with positive and negative gains."""
     (d,) = h.batches(1, rows, seed=seed)
@@ -145,7 +140,7 @@ def selection_and_cloning(updates: int = 5, rows: int = 400) -> None:
         selected, count, _ = static.select_batch_ue(
             buffer, np.array(prior.observation), np.array(prior.gain), net, 0, 1000, None, select_percentage=0.25
         )
-    actor = actor_tree(policy.actor)
+    actor = h.three_layers(policy.actor)
     ours = ours_like(bail.Config(), prior, "envelope", envelope=value_tree(net), actor=actor)
     with jax.disable_jit():
         ours = ours.enter("offline", jax.random.key(0), prior)
@@ -161,7 +156,7 @@ def selection_and_cloning(updates: int = 5, rows: int = 400) -> None:
             columns = np.array(prior.observation)[index], None, np.array(prior.action)[index], None, None
             logger = h.namespace(store=lambda Loss: losses.append(Loss))
             policy.train(h.namespace(sample=lambda n, columns=columns: columns), 1, 100, logger)
-            params.append({"actor": actor_tree(policy.actor)})
+            params.append({"actor": h.three_layers(policy.actor)})
     with jax.disable_jit():
         for number, index in enumerate(batches):
             batch = rows_at(prior, index, ours.held_out)
@@ -199,7 +194,7 @@ def progressive(selection: str, rate: float, updates: int = 7, rows: int = 400) 
     with torch.no_grad():
         peer.v_ue.value_head.bias.add_(1.0)  # values on both sides of 1
         peer.v_ue.value_head.weight.mul_(10.0)
-    start = {"envelope": value_tree(peer.v_ue), "actor": actor_tree(peer.actor)}
+    start = {"envelope": value_tree(peer.v_ue), "actor": h.three_layers(peer.actor)}
     config = bail.Config(envelope_steps=0, selection=selection, envelope_learning_rate=rate, batch_size=100)
     ours = ours_like(config, prior, "offline", **start)
     validation = np.asarray(ours.validation)
@@ -225,7 +220,8 @@ def progressive(selection: str, rate: float, updates: int = 7, rows: int = 400) 
             losses.append(stored)
             told.append((float(peer.ue_valiloss_min), peer.num_increase))
             theirs.append({
-                "envelope": value_tree(peer.v_ue), "actor": actor_tree(peer.actor), "best": value_tree(peer.best_v_ue),
+                "envelope": value_tree(peer.v_ue), "best": value_tree(peer.best_v_ue),
+                "actor": h.three_layers(peer.actor),
             })  # fmt: skip
     mine, counts, selected = [], [], []
     with jax.disable_jit():

@@ -14,18 +14,6 @@ torch = h.pytorch()
 h.stub("gym", "d4rl")
 
 
-def actor_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of theirs."""
-    return h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-
-
-def critic_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of theirs, which holds both critics."""
-    one = h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-    two = h.network([h.linear(net.l4), h.linear(net.l5)], h.linear(net.l6))
-    return h.stack_trees(one, two)
-
-
 def vae_tree(net: torch.nn.Module) -> h.Tree:
     """Ours of theirs; also of BEAR's."""
     layers = {name: h.linear(getattr(net, name)) for name in ("e1", "e2", "mean", "log_std", "d1", "d2", "d3")}
@@ -45,7 +33,7 @@ def check(updates: int = 5, size: int = 100) -> None:
     h.jitter_torch(list(nets.values()))
 
     def snapshot() -> dict[str, h.Tree]:
-        kinds = {"vae": vae_tree, "actor": actor_tree, "critic": critic_tree}
+        kinds = {"vae": vae_tree, "actor": h.three_layers, "critic": h.both_critics}
         return {part: kinds[part.removeprefix("target_")](net) for part, net in nets.items()}
 
     start = snapshot()

@@ -12,7 +12,7 @@ import numpy as np
 
 from algorithms import bear
 from benchmarks.studies.parity import harness as h
-from benchmarks.studies.parity.bcq import critic_tree, vae_tree
+from benchmarks.studies.parity.bcq import vae_tree
 from common.agent import Metrics
 from common.replay import Batch
 
@@ -93,7 +93,7 @@ def first_code(phase: str, kernel: str, bandwidth: float, updates: int = 5, size
 
     def snapshot() -> dict[str, h.Tree]:
         trees = {part: actor_tree(net) for part, net in nets.items()}
-        trees |= {part: critic_tree(net) for part, net in critics.items()}
+        trees |= {part: h.both_critics(net) for part, net in critics.items()}
         log = jnp.asarray(policy.log_lagrange2.detach().numpy().copy())
         return trees | {"vae": vae_tree(policy.vae), "dual": {"params": {"log": log}}}
 

@@ -376,6 +376,17 @@ def network(hidden: Sequence[Tree], *outputs: Tree, norms: Sequence[Tree] | None
     return {"params": {"MLP_0": mlp} | {f"Dense_{i}": layer for i, layer in enumerate(outputs)}}
 
 
+def three_layers(net: Any, first: int = 1) -> Tree:
+    """Ours of three layers of theirs that are numbered from `first` on: l1, l2, l3 are the actor in many codes."""
+    hidden = [linear(getattr(net, f"l{first + i}")) for i in range(2)]
+    return network(hidden, linear(getattr(net, f"l{first + 2}")))
+
+
+def both_critics(net: Any) -> Tree:
+    """Ours of theirs, which holds both critics, of three layers each."""
+    return stack_trees(three_layers(net), three_layers(net, 4))
+
+
 def stack_trees(*trees: Tree) -> Tree:
     """The trees of single networks as that of an ensemble."""
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)

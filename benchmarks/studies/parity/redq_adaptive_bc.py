@@ -17,11 +17,6 @@ h.stub("gym", "d4rl")
 theirs = h.theirs("adaptive_bc", "redq_bc")
 
 
-def actor_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of theirs."""
-    return h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-
-
 def critic_tree(net: torch.nn.Module) -> h.Tree:
     """Ours of theirs."""
     return h.network([h.linear(net.nets[0]), h.linear(net.nets[2])], h.linear(net.nets[4]))
@@ -39,7 +34,7 @@ def check(updates: int = 6, size: int = 128) -> None:
     h.jitter_torch([policy.actor_target, policy.critic_target])
 
     def snapshot() -> dict[str, h.Tree]:
-        return {part: (actor_tree if "actor" in part else critic_tree)(net) for part, net in nets.items()}
+        return {part: (h.three_layers if "actor" in part else critic_tree)(net) for part, net in nets.items()}
 
     start = snapshot()
     ours = redq_adaptive_bc.REDQAdaptiveBC.create(config, jax.random.key(0), h.example(), None)

@@ -16,18 +16,6 @@ h.stub("gym", "d4rl")
 theirs, utils = h.theirs("TD3_BC", "TD3_BC", "utils")
 
 
-def actor_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of theirs."""
-    return h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-
-
-def critic_tree(net: torch.nn.Module) -> h.Tree:
-    """Ours of theirs, which holds both critics."""
-    one = h.network([h.linear(net.l1), h.linear(net.l2)], h.linear(net.l3))
-    two = h.network([h.linear(net.l4), h.linear(net.l5)], h.linear(net.l6))
-    return h.stack_trees(one, two)
-
-
 def check(updates: int = 5, size: int = 256) -> None:
     """Updates with the defaults of both."""
     table = h.Table("defaults")
@@ -39,7 +27,7 @@ def check(updates: int = 5, size: int = 256) -> None:
     h.jitter_torch([policy.actor_target, policy.critic_target])
 
     def snapshot() -> dict[str, h.Tree]:
-        return {part: (actor_tree if "actor" in part else critic_tree)(net) for part, net in nets.items()}
+        return {part: (h.three_layers if "actor" in part else h.both_critics)(net) for part, net in nets.items()}
 
     start = snapshot()
     ours = td3_bc.TD3BC.create(
