@@ -51,13 +51,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import command
+from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, traced
 from common.datasets import Dataset
 from common.distributions import Normal
 from common.networks import MLP, Dense, MomentumNetwork, Network, Normaliser, Parameters, Value
 from common.replay import Batch, Replay
-from common.replay import sample as drawn
 from common.tasks import Task
 
 
@@ -93,8 +92,6 @@ class Config(Hyperparameters):
         return None
 
 
-STEP_SIZES = {"hopper": 1e-4, "halfcheetah": 5e-5, "walker2d": 2.5e-5}
-
 PRESETS: dict[str, dict[str, Any]] = {
     # By task family: what the authors' code has for the ant, and for a name that it does not know.
     "antmaze": {"std": 0.2, "eval_episodes": 100, "eval_every": 60_000},
@@ -106,11 +103,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 6000, "eval_episodes": 100,
     },
     # By task: laid over the family's.
-    **{
-        f"locomotion/{body}-{quality}": {"actor_learning_rate": size}
-        for body, size in STEP_SIZES.items()
-        for quality in ("random", "medium", "medium-replay", "medium-expert", "expert")
-    },
+    **presets.each("locomotion", ("hopper",), tasks.QUALITIES, actor_learning_rate=1e-4),
+    **presets.each("locomotion", ("halfcheetah",), tasks.QUALITIES, actor_learning_rate=5e-5),
+    **presets.each("locomotion", ("walker2d",), tasks.QUALITIES, actor_learning_rate=2.5e-5),
     # By algorithm, with --preset: laid over the task's. RLlib's, but for what the docstring names.
     "marwil": {
         "weighting": "moving", "learning_rate": 1e-4, "actor_learning_rate": 1e-4, "td_lambda": 1.0, "adam": True,
@@ -200,10 +195,7 @@ class AWR(Agent):
         share = jnp.full_like(value, c.discount * c.td_lambda).at[prior.ends].set(0.0)
         own = prior.reward + (c.discount - share) * prior.mask * ahead
 
-        def join(later: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            return row[0] + row[1] * later[0], row[1] * later[1]
-
-        return jax.lax.associative_scan(join, (own, share), reverse=True)[0], value
+        return replay.accumulated(own, share), value
 
     def evaluate(self, prior: Prior) -> Self:
         """The agent with the returns and the standardised advantages of all data under the present V."""
@@ -221,7 +213,7 @@ class AWR(Agent):
     def sample(self, key: jax.Array, experience: Replay | None, prior: Prior) -> Rows:
         """Uniform minibatches, normalised, with returns and advantages."""
         rows = Rows(**vars(prior.transitions()), target=self.target, advantage=self.advantage)
-        return drawn(key, rows, rows.reward.shape[0], (1, self.config.batch_size)).normalised(self.normal)
+        return replay.sample(key, rows, rows.reward.shape[0], (1, self.config.batch_size)).normalised(self.normal)
 
     def value_loss(self, params: Parameters, batch: Rows) -> tuple[jax.Array, Metrics]:
         """Half the squared error to R, in its unit."""

@@ -43,7 +43,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.datasets import Dataset, transforms
 from common.networks import DeterministicActor, Network, Parameters, Value
@@ -92,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # By algorithm, with --preset: laid over the family's.
     "progressive": {"envelope_steps": 0, "offline_steps": 250_000, "validate_every": 1250},
     # By algorithm and task: laid over the algorithm's.
-    **{f"progressive/pointmaze-{maze}": {"offline_steps": 20_000} for maze in ("umaze", "medium", "large")},
+    **presets.each("progressive", ("pointmaze",), tasks.POINT_MAZES, offline_steps=20_000),
 }  # fmt: skip
 
 

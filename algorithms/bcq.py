@@ -97,10 +97,7 @@ class BCQ(Agent):
 
         def best(observation: jax.Array, key: jax.Array) -> jax.Array:
             observations = jnp.repeat(observation[None], self.config.candidates, axis=0)
-            actions = self.propose(self.actor, observations, key)
-            q = self.critic.members(jnp.array([0]))(observations, actions)[0]
-            # Or a critic that has diverged would look like one that chooses.
-            return jnp.where(jnp.isfinite(q).all(), actions[q.argmax()], jnp.nan)
+            return self.critic.best(observations, self.propose(self.actor, observations, key))
 
         return drawn(best, observation)
 

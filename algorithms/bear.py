@@ -44,7 +44,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, drawn, static, traced
 from common.networks import VAE, Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch
@@ -88,8 +88,6 @@ class Config(Hyperparameters):
         return None
 
 
-QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
-
 PRESETS: dict[str, dict[str, Any]] = {
     # By task family.
     "antmaze": {"eval_episodes": 100, "eval_every": 50_000},
@@ -99,14 +97,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
     # By task: the kernel of D4RL's evaluation.
-    **{f"locomotion/halfcheetah-{quality}": {"kernel": "gaussian"} for quality in QUALITIES},
+    **presets.each("locomotion", ("halfcheetah",), tasks.QUALITIES, kernel="gaussian"),
     # By algorithm, with --preset: laid over the task's. The authors count matching among their steps.
     "first-code": {
         "learning_rate": 1e-3, "actor_learning_rate": 1e-3, "policy_target_rate": 0.005, "kernel": "laplacian",
         "bandwidth": 10.0, "sample_noise_clip": 0.5, "matched": 5, "valued": 5, "candidates": 10, "hidden": (400, 300),
         "vae_hidden": (750, 750), "batch_size": 100, "matching_steps": 20_000, "offline_steps": 980_000,
     },
-    **{f"first-code/walker2d-{quality}": {"kernel": "gaussian", "bandwidth": 20.0} for quality in QUALITIES},
+    **presets.each("first-code", ("walker2d",), tasks.QUALITIES, kernel="gaussian", bandwidth=20.0),
 }  # fmt: skip
 
 
@@ -149,10 +147,7 @@ class BEAR(Agent):
 
         def best(observation: jax.Array, key: jax.Array) -> jax.Array:
             observations = jnp.repeat(observation[None], self.config.candidates, axis=0)
-            actions = self.actor(observations).sample(key)
-            q = self.critic.members(jnp.array([0]))(observations, actions)[0]
-            # Or a critic that has diverged would look like one that chooses.
-            return jnp.where(jnp.isfinite(q).all(), actions[q.argmax()], jnp.nan)
+            return self.critic.best(observations, self.actor(observations).sample(key))
 
         return drawn(best, observation)
 

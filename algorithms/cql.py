@@ -51,7 +51,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from common import command, replay
+from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.datasets import Dataset, transforms
 from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
@@ -102,7 +102,6 @@ class Config(Hyperparameters):
         return self.reward_scale * reward + self.reward_shift
 
 
-MAZES = "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"
 # Of -1 and 0, the rewards of tasks that are solved or not, -5 and 5.
 GOAL = {"max_target": True, "reward_scale": 10.0, "reward_shift": 5.0, "eval_episodes": 100}
 
@@ -121,11 +120,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "actor_hidden": (256,) * 3, "cloning_steps": 40_000, "offline_steps": 2_960_000,
     },
     # By algorithm and task: laid over the algorithm's.
-    **{f"calql/antmaze-{maze}": {"online_steps": 1_000_000} for maze in MAZES},
-    **{f"calql/{hand}-binary": {"online_steps": 1_000_000} for hand in ("door", "relocate")},
+    **presets.each("calql", ("antmaze",), tasks.ANT_VARIANTS, online_steps=1_000_000),
+    **presets.each("calql", ("door", "relocate"), ("binary",), online_steps=1_000_000),
     "calql/pen-binary": {"online_steps": 200_000},
     # Their threshold 5 is of the weighted term.
-    **{f"authors-code/antmaze-{maze}": {"gap": 1.0, "reward_scale": 4.0, "reward_shift": 2.0} for maze in MAZES},
+    **presets.each("authors-code", ("antmaze",), tasks.ANT_VARIANTS, gap=1.0, reward_scale=4.0, reward_shift=2.0),
 }  # fmt: skip
 
 
@@ -192,7 +191,8 @@ class CQL(Agent):
             if c.calibrated:
                 experience = Replay(Rows(**vars(experience.rows), return_to_go=self.returns), self.finished)
             mixed = replay.sample_mixed(key, experience, prior, c.utd, c.batch_size, c.offline_ratio)
-            data = jax.tree.map(lambda x, y: jnp.where(experience.size > 0, x, y), mixed, data)
+            known = experience.size > 0
+            data = jax.tree.map(lambda x, y: jnp.where(known, x, y), mixed, data) if c.calibrated else mixed
         return data.replace(reward=c.scaled(data.reward)).normalised(self.normal)
 
     def after_episode(self, episode: Episode, experience: Replay) -> Self:

@@ -64,7 +64,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, scaled, static, traced
 from common.datasets import Dataset
 from common.networks import Critic, Ensemble, Network, Normaliser, Parameters, Scalar, TanhNormalActor
@@ -116,8 +116,7 @@ class Config(Hyperparameters):
         return None
 
 
-QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
-SAC_N = {"hopper": (500, 500, 200, 200, 500), "halfcheetah": (10,) * 5, "walker2d": (20, 20, 20, 20, 100)}
+MEDIUM = "medium", "medium-replay"
 FIRST = {
     "pretrain_steps": 20_000, "layer_norm": True, "normalise": True,
     "actor_learning_rate": 3e-4, "normalise_reward": False,
@@ -135,10 +134,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discount": 0.995, "hidden": (128, 128), "offline_steps": 50_000, "eval_every": 5000, "eval_episodes": 100,
     },
     # By task: laid over the family's.
-    **{f"locomotion/hopper-{quality}": {"ensemble": 50} for quality in QUALITIES},
+    **presets.each("locomotion", ("hopper",), tasks.QUALITIES, ensemble=50),
     "locomotion/halfcheetah-random": {"eta": 0.0},
-    **{f"locomotion/{body}-medium-expert": {"eta": 5.0} for body in ("halfcheetah", "walker2d")},
-    **{f"locomotion/{body}-expert": {"ensemble": 50, "eta": 5.0} for body in ("halfcheetah", "walker2d")},
+    **presets.each("locomotion", ("halfcheetah", "walker2d"), ("medium-expert",), eta=5.0),
+    **presets.each("locomotion", ("halfcheetah", "walker2d"), ("expert",), ensemble=50, eta=5.0),
     "adroit/pen-human": {"ensemble": 20, "eta": 1000.0},
     "adroit/pen-cloned": {"ensemble": 20, "eta": 10.0},
     "adroit/pen-expert": {"ensemble": 20, "eta": 1000.0},
@@ -146,27 +145,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sac-n": {"diversity": False, "eta": 0.0},
     "imitate-first": FIRST,
     "imitate-first-adroit": FIRST | {"pretrain_steps": 200_000, "offline_steps": 100_000, "cloning": 1.0},
-} | {
     # By algorithm and task: laid over the algorithm's. The authors count imitation among their steps.
     "imitate-first/antmaze-umaze": {"ensemble": 50, "eta": 10.0},
-    **{
-        f"imitate-first/{body}-{quality}": {"offline_steps": steps}
-        for bodies, qualities, steps in (
-            (["halfcheetah"], ["medium", "medium-replay"], 980_000),
-            (["hopper"], ["medium", "medium-replay"], 2_980_000),
-            (["walker2d"], ["medium", "medium-replay"], 11_980_000),
-            (["halfcheetah", "hopper", "walker2d"], ["random", "medium-expert", "expert"], 2_980_000),
-            (["pen", "door", "hammer", "relocate"], ["human", "cloned", "expert"], 280_000),
-        )
-        for body in bodies
-        for quality in qualities
-    },
-} | {
-    f"sac-n/{body}-{quality}": {"ensemble": members}
-    for body, sizes in SAC_N.items() for quality, members in zip(QUALITIES, sizes, strict=True)
-} | {
-    f"sac-n/{hand}-{kind}": {"ensemble": 100}
-    for hand in ("pen", "door", "hammer", "relocate") for kind in ("human", "cloned", "expert")
+    **presets.each("imitate-first", ("halfcheetah",), MEDIUM, offline_steps=980_000),
+    **presets.each("imitate-first", ("hopper",), MEDIUM, offline_steps=2_980_000),
+    **presets.each("imitate-first", ("walker2d",), MEDIUM, offline_steps=11_980_000),
+    **presets.each("imitate-first", tasks.BODIES, ("random", "medium-expert", "expert"), offline_steps=2_980_000),
+    **presets.each("imitate-first", tasks.HANDS, tasks.DEMONSTRATIONS, offline_steps=280_000),
+    **presets.each("sac-n", ("hopper",), tasks.QUALITIES, ensemble=500),
+    **presets.each("sac-n", ("hopper",), ("medium-replay", "medium-expert"), ensemble=200),
+    **presets.each("sac-n", ("halfcheetah",), tasks.QUALITIES, ensemble=10),
+    **presets.each("sac-n", ("walker2d",), tasks.QUALITIES, ensemble=20),
+    "sac-n/walker2d-expert": {"ensemble": 100},
+    **presets.each("sac-n", tasks.HANDS, tasks.DEMONSTRATIONS, ensemble=100),
 }  # fmt: skip
 
 
@@ -347,19 +338,11 @@ class EDAC(Agent):
 def soft_returns(
     reward: jax.Array, bonus: jax.Array, last: jax.Array, truncated: jax.Array, discount: jax.Array | float
 ) -> jax.Array:
-    """R of every row [n], from rewards and entropy bonuses alpha H [n], and where episodes end [n].
-
-    A linear recurrence backwards through all episodes at once, in a logarithmic number of steps.
-    """
+    """R of every row [n], from rewards and entropy bonuses alpha H [n], and where episodes end [n]."""
     endless = (reward + discount * bonus) / (1 - discount)
     ending = jnp.where(truncated, endless, reward)
     own = jnp.where(last, ending, reward + discount * jnp.roll(bonus, -1))
-    share = jnp.where(last, 0.0, discount)
-
-    def join(later: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return row[0] + row[1] * later[0], row[1] * later[1]
-
-    return jax.lax.associative_scan(join, (own, share), reverse=True)[0]
+    return replay.accumulated(own, jnp.where(last, 0.0, discount))
 
 
 if __name__ == "__main__":

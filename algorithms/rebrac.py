@@ -41,7 +41,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import command, presets, replay
+from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.datasets import Dataset, transforms
 from common.networks import Dense, Ensemble, Network, Parameters
@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "offline_steps": 50_000, "eval_every": 5000,
     },
     # By task: beta_1 and beta_2 of the authors' configurations.
-    **presets.table("locomotion", PENALTIES, ("random", "medium", "medium-replay", "medium-expert", "expert"), {
+    **presets.table("locomotion", PENALTIES, tasks.QUALITIES, {
         "halfcheetah": ((0.001, 0.1), (0.001, 0.01), (0.01, 0.001), (0.01, 0.1), (0.01, 0.01)),
         "hopper": ((0.001, 0.01), (0.01, 0.01), (0.05, 0.5), (0.1, 0.01), (0.1, 0.1)),
         "walker2d": ((0.01, 0.0), (0.05, 0.1), (0.05, 0.01), (0.01, 0.01), (0.01, 0.5)),
@@ -99,7 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "antmaze-medium": ((0.001, 0.0005), (0.001, 0.0)),
         "antmaze-large": ((0.002, 0.001), (0.002, 0.002)),
     }),
-    **presets.table("adroit", PENALTIES, ("human", "cloned", "expert"), {
+    **presets.table("adroit", PENALTIES, tasks.DEMONSTRATIONS, {
         "pen": ((0.1, 0.5), (0.05, 0.5), (0.01, 0.01)),
         "door": ((0.1, 0.1), (0.01, 0.1), (0.05, 0.01)),
         "hammer": ((0.01, 0.5), (0.1, 0.5), (0.01, 0.01)),

@@ -55,7 +55,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import command, replay
+from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
 from common.replay import Batch, Episode, Replay
@@ -136,12 +136,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "start_training": 5000,
     },
     # By algorithm and task: laid over the algorithm's.
-    **{
-        f"authors-code/{hand}-expert": {
-            "alpha_offline": 8.0, "alpha_online": 8.0, "most_online": 8.0, "k_p": 6e-4, "k_d": 2e-3, "utd": 1,
-        }
-        for hand in ("pen", "door", "hammer", "relocate")
-    },
+    **presets.each(
+        "authors-code", tasks.HANDS, ("expert",), alpha_offline=8.0, alpha_online=8.0, most_online=8.0, k_p=6e-4,
+        k_d=2e-3, utd=1,
+    ),
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from common import command
+from common import command, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, scaled, traced
 from common.datasets import Dataset, transforms
 from common.networks import Critic, DeterministicActor, Ensemble, Network, Normaliser, Parameters
@@ -110,6 +110,7 @@ class Config(Hyperparameters):
         return None
 
 
+MEDIUM = "medium", "medium-replay"
 FIRST = {"pretrain_steps": 10_000, "layer_norm": True, "actor_hidden": (256, 256, 256), "offline_steps": 990_000}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -125,21 +126,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imitate-first-adroit": FIRST | {
         "pretrain_steps": 200_000, "offline_steps": 100_000, "alpha": 1.0, "mixed": True, "conservative": 1.0,
     },
-} | {
     # By algorithm and task: laid over the algorithm's.
-    f"imitate-first/{body}-{quality}": {"alpha": alpha, "offline_steps": steps}
-    for bodies, qualities, alpha, steps in (
-        (["halfcheetah"], ["medium", "medium-replay"], 20.0, 90_000),
-        (["hopper"], ["medium", "medium-replay"], 10.0, 490_000),
-        (["walker2d"], ["medium", "medium-replay"], 5.0, 490_000),
-        (["pen", "door", "hammer", "relocate"], ["human", "cloned", "expert"], 1.0, 290_000),
-    )
-    for body in bodies
-    for quality in qualities
-} | {
+    **presets.each("imitate-first", ("halfcheetah",), MEDIUM, alpha=20.0, offline_steps=90_000),
+    **presets.each("imitate-first", ("hopper",), MEDIUM, alpha=10.0, offline_steps=490_000),
+    **presets.each("imitate-first", ("walker2d",), MEDIUM, alpha=5.0, offline_steps=490_000),
+    **presets.each("imitate-first", tasks.HANDS, tasks.DEMONSTRATIONS, alpha=1.0, offline_steps=290_000),
     # Ours, as in the family.
-    f"imitate-first/pointmaze-{maze}": {"actor_hidden": (128, 128, 128), "offline_steps": 50_000}
-    for maze in ("umaze", "medium", "large")
+    **presets.each(
+        "imitate-first", ("pointmaze",), tasks.POINT_MAZES, actor_hidden=(128, 128, 128), offline_steps=50_000
+    ),
 }  # fmt: skip
 
 

@@ -333,6 +333,12 @@ class Ensemble(Network):
         q, backward = jax.vjp(lambda a: jax.vmap(self.module.apply)(params, observations, a), actions)
         return q, backward(jnp.ones_like(q))[0]
 
+    def best(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        """Of actions [n, a] at observations [n, o], the one that the first critic values most, [a]."""
+        q = self.members(jnp.array([0]))(observations, actions)[0]
+        # Or a critic that has diverged would look like one that chooses.
+        return jnp.where(jnp.isfinite(q).all(), actions[q.argmax()], jnp.nan)
+
     def members(self, index: jax.Array) -> Self:
         """The ensemble of the members at `index` [k]: only they are evaluated."""
         return self.replace(params=jax.tree.map(lambda x: x[index], self.params), opt_state=None)

@@ -1,9 +1,15 @@
-"""Presets that are a paper's table."""
+"""Presets of many tasks at once: those of a row and a column, as papers' tables have them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+
+def each(family: str, rows: Iterable[str], columns: Iterable[str], **values: Any) -> dict[str, dict[str, Any]]:
+    """The same values for every row and column, bodies and their data sets' qualities, say: "family/row-column"."""
+    columns = tuple(columns)
+    return {f"{family}/{row}-{column}": dict(values) for row in rows for column in columns}
 
 
 def table(
@@ -11,7 +17,7 @@ def table(
 ) -> dict[str, dict[str, Any]]:
     """One preset per cell, "family/row-column", with the values of these `fields` of a Config.
 
-    `rows` has the cells of each row in the order of `columns`: a body and its data sets' qualities, say.
+    `rows` has the cells of each row in the order of `columns`.
     """
     return {
         f"{family}/{row}-{column}": dict(zip(fields, cell, strict=True))

@@ -118,3 +118,13 @@ def sample_union(
         return jnp.where(chosen, old[old_index], new[jnp.where(is_prior, 0, index - known)])
 
     return jax.tree.map(pick, prior, replay.rows)
+
+
+def accumulated(own: jax.Array, share: jax.Array) -> jax.Array:
+    """x [n] with x_t = own_t + share_t x_{t+1}, nothing following the last row: returns of episodes in a row, of which
+    each ends where `share` is 0. In a logarithmic number of steps."""
+
+    def join(later: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return row[0] + row[1] * later[0], row[1] * later[1]
+
+    return jax.lax.associative_scan(join, (own, share), reverse=True)[0]

@@ -110,7 +110,7 @@ _ANT_MAZES = {
     "medium": ("AntMaze_Medium-v4", 1000),
     "large": ("AntMaze_Large-v4", 1000),
 }
-_POINT_MAZES = {
+POINT_MAZES = {
     "umaze": ("PointMaze_UMaze-v3", 300),
     "medium": ("PointMaze_Medium-v3", 600),
     "large": ("PointMaze_Large-v3", 800),
@@ -118,8 +118,8 @@ _POINT_MAZES = {
 
 # D4RL collected its -v2 data with gym's -v2 bodies. Their observations and rewards are those of -v4; -v5 gives other
 # ones: Walker2d has another foot friction, and Hopper and Walker2d lose the reward for being healthy at the last step.
-_BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
-_QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
+BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+QUALITIES = ("random", "medium", "medium-replay", "medium-expert", "expert")
 
 _CLASSICS = {
     "cartpole": ("CartPole-v1", (21.652, 499.946)),
@@ -128,17 +128,19 @@ _CLASSICS = {
 """Name -> Gymnasium id, and returns of random actions and of the DQN behind its recipe, acting greedily, as measured
 (benchmarks/results/classic_policies.json). CartPole's greatest return is 500."""
 
-_HANDS = {
+HANDS = {
     "pen": "AdroitHandPen-v1",
     "door": "AdroitHandDoor-v1",
     "hammer": "AdroitHandHammer-v1",
     "relocate": "AdroitHandRelocate-v1",
 }
+DEMONSTRATIONS = ("human", "cloned", "expert")
+ANT_VARIANTS = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 
 
 def _table() -> dict[str, Task]:
     tasks = []
-    for maze, (environment, horizon) in _POINT_MAZES.items():
+    for maze, (environment, horizon) in POINT_MAZES.items():
         name = f"pointmaze-{maze}"
         tasks.append(
             Task(
@@ -152,7 +154,7 @@ def _table() -> dict[str, Task]:
                 reward_shift=-1.0,
             )
         )
-    for variant in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+    for variant in ANT_VARIANTS:
         maze = variant.split("-")[0]
         environment, horizon = _ANT_MAZES[maze]
         name = f"antmaze-{variant}"
@@ -171,10 +173,10 @@ def _table() -> dict[str, Task]:
                 reward_shift=-1.0,
             )
         )
-    for hand, environment in _HANDS.items():
+    for hand, environment in HANDS.items():
         # gymnasium-robotics gives every hand 200 steps; D4RL's pen scores and RLPD's binary pen are defined at 100.
         horizon = 100 if hand == "pen" else 200
-        for variant in ("binary", "human", "cloned", "expert"):
+        for variant in ("binary", *DEMONSTRATIONS):
             binary = variant == "binary"
             # RLPD's own binary data (AWAC's demonstrations and cloned rollouts) is published as pickles only; the
             # human demonstrations are the part of it that D4RL shares.
@@ -192,8 +194,8 @@ def _table() -> dict[str, Task]:
                     reference=(-float(horizon), 0.0) if binary else scores.reference(f"{hand}-{variant}-v1"),
                 )
             )
-    for body, environment in _BODIES.items():
-        for quality in _QUALITIES:
+    for body, environment in BODIES.items():
+        for quality in QUALITIES:
             # Minari's mujoco/* sets are not D4RL's: other policies, recorded in -v5. They are offered where the
             # quality has the same name, and every result names its source.
             name = f"{body}-{quality}"

@@ -24,7 +24,8 @@ from reference import (
     vae_loss,
 )
 
-from algorithms.bear import BEAR, PRESETS, QUALITIES, Config, mmd
+from algorithms.bear import BEAR, PRESETS, Config, mmd
+from common import tasks
 from common.commandline import parse
 
 KEY = jax.random.key(3)
@@ -288,6 +289,6 @@ def test_presets_are_those_of_both_sources():
     assert first.phases == (("matching", 20_000), ("offline", 980_000), ("online", 0))
     walker = config("walker2d-medium", "--preset", "first-code")
     assert (walker.kernel, walker.bandwidth, walker.hidden) == ("gaussian", 20, (400, 300))
-    assert {f"locomotion/halfcheetah-{q}" for q in QUALITIES} <= PRESETS.keys()
+    assert {f"locomotion/halfcheetah-{q}" for q in tasks.QUALITIES} <= PRESETS.keys()
     assert dataclasses.replace(c, valued=5).problem().startswith("--valued 5 ")
     assert dataclasses.replace(c, matching_steps=0).problem() is None

@@ -17,6 +17,13 @@ def test_a_cell_is_a_preset():
     }
 
 
+def test_every_row_and_column_has_the_same_values():
+    made = presets.each("family", {"cat": 1, "dog": 2}, iter(("low", "high")), eta=3.0)
+    keys = {"family/cat-low", "family/cat-high", "family/dog-low", "family/dog-high"}
+    assert made == {key: {"eta": 3.0} for key in keys}
+    assert len({id(values) for values in made.values()}) == 4
+
+
 @pytest.mark.parametrize("cells", [((1, 2),), ((1, 2), (3,))])
 def test_a_missing_number_is_an_error(cells):
     with pytest.raises(ValueError, match="shorter"):

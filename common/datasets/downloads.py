@@ -19,7 +19,7 @@ import rich.progress
 from minari.storage.datasets_root_dir import get_dataset_path
 from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
 
-from common import recipes
+from common import recipes, tasks
 from common.errors import Refused, one_line
 
 HOST_SECONDS = 4.0
@@ -28,13 +28,13 @@ D4RL_URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
 D4RL_FILES = {
     **{
         f"{body}-{quality}-v2": f"gym_mujoco_v2/{body}_{quality.replace('-', '_')}-v2.hdf5"
-        for body in ("hopper", "halfcheetah", "walker2d")
-        for quality in ("random", "medium", "medium-replay", "medium-expert", "expert")
+        for body in tasks.BODIES
+        for quality in tasks.QUALITIES
     },
     **{
         f"{hand}-{kind}-v1": f"hand_dapg_v1/{hand}-{kind}-v1.hdf5"
-        for hand in ("pen", "door", "hammer", "relocate")
-        for kind in ("human", "cloned", "expert")
+        for hand in tasks.HANDS
+        for kind in tasks.DEMONSTRATIONS
     },
     **{
         f"antmaze-{variant}-v2": (
