@@ -3,16 +3,17 @@
     python -m benchmarks.throughput [--algorithms rlpd iql ...] [--runs 1 5] [--devices N] [--hidden 128 128]
         [--rounds 7] [--name NAME]
     python -m benchmarks.throughput --peer-python PYTHON --rlpd CHECKOUT --jax-corl CHECKOUT --unifloral CHECKOUT
-        --corl CHECKOUT --adaptive-bc CHECKOUT
+        --corl CHECKOUT --adaptive-bc CHECKOUT --bcq CHECKOUT
     python -m benchmarks.throughput --draw NAME
 
 Everything is timed in turn, round after round, each peer in a process of its own that waits in between, so that all
 share whatever the machine does meanwhile. A ratio is the median over rounds of our updates per second, of all runs
 together, over theirs, of one. All have the same networks (two layers of 256; CQL, AWAC and ReBRAC three; RLPD and EDAC
-three, and ten critics), minibatches of 256, and draw them from random transitions, a million of walker's size, but for
-RLPD's authors, who get the same minibatches again and again and are spared the drawing; what is counted is critic
-steps, or the actor's where there is no critic. Ours are those of programs.py: whole intervals of the offline phase; for
-rlpd.py and redq_adaptive_bc.py steps of the online phase, of twenty critic steps each.
+three, and ten critics) and minibatches of 256, but for BCQ, BEAR, BRAC, Fisher-BRC, AWR and BAIL, which have those of
+their papers. They draw from random transitions, a million of walker's size, but for RLPD's authors, who get the same
+minibatches again and again and are spared the drawing; what is counted is critic steps, or the actor's where there is
+no critic. Ours are those of programs.py: whole intervals of the offline phase; for rlpd.py and redq_adaptive_bc.py
+steps of the online phase, of twenty critic steps each. On a GPU, peers in PyTorch are put there too, and waited for.
 
 Two measures of what the machine could do are timed alongside, from the matrix products of an update, none counted twice
 that need be done but once: their operations at the rate of one large dense product, which is a ceiling; and their own
@@ -43,7 +44,24 @@ from jax.interpreters import partial_eval
 from rich.console import Console
 from rich.table import Table
 
-from algorithms import awac, bc, cql, edac, iql, rebrac, redq_adaptive_bc, rlpd, td3_bc
+from algorithms import (
+    awac,
+    awr,
+    bail,
+    bc,
+    bcq,
+    bear,
+    brac,
+    cql,
+    discrete_bcq,
+    edac,
+    fisher_brc,
+    iql,
+    rebrac,
+    redq_adaptive_bc,
+    rlpd,
+    td3_bc,
+)
 from benchmarks.reporting.figures import png, rates
 from benchmarks.reporting.results import commit_of, file, publish, rows_of, write
 from common import tasks
@@ -65,12 +83,20 @@ OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
     "cql": (cql, cql.CQL, {}),
     "awac": (awac, awac.AWAC, {}),
     "rebrac": (rebrac, rebrac.ReBRAC, {"batch_size": 256}),
+    "bcq": (bcq, bcq.BCQ, {}),
+    "bear": (bear, bear.BEAR, {}),
+    "brac": (brac, brac.BRAC, {}),
+    "fisher_brc": (fisher_brc, fisher_brc.FisherBRC, {}),
+    "awr": (awr, awr.AWR, {}),
+    "bail": (bail, bail.BAIL, {}),
+    "discrete_bcq": (discrete_bcq, discrete_bcq.DiscreteBCQ, {"batch_size": 256}),
     "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
 """Algorithm -> its file, its agent, and what differs from its defaults."""
 ONLINE = ("rlpd", "redq_adaptive_bc")
 UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200}
-UPDATES["redq_adaptive_bc"] = 100
+UPDATES |= {"redq_adaptive_bc": 100, "bcq": 40, "bear": 40, "brac": 40, "fisher_brc": 40, "awr": 1200, "bail": 100}
+UPDATES["discrete_bcq"] = 400
 """Critic steps per timing."""
 PEERS = {
     "rlpd": ("rlpd",),
@@ -78,6 +104,7 @@ PEERS = {
     "unifloral": ("td3_bc", "iql", "bc", "edac", "cql", "rebrac"),
     "corl": ("td3_bc", "iql", "bc", "edac", "awac", "cql"),
     "adaptive_bc": ("redq_adaptive_bc",),
+    "bcq": ("bcq",),
 }
 """Peer -> what it has."""
 
@@ -110,6 +137,8 @@ class Throughput:
     """A checkout of tinkoff-ai/CORL."""
     adaptive_bc: Path | None = None
     """A checkout of zhaoyi11/adaptive_bc."""
+    bcq: Path | None = None
+    """A checkout of sfujim/BCQ."""
     peer_python: str = sys.executable
     """The Python that can import them."""
 
@@ -228,6 +257,13 @@ class Products:
 # ---------------------------------------------------------------------- who is timed
 
 
+def actions(rng: np.random.Generator, discrete: bool) -> np.ndarray:
+    """[ROWS, ACTION]; one-hot vectors if discrete."""
+    if discrete:
+        return np.eye(ACTION, dtype=np.float32)[rng.integers(ACTION, size=ROWS)]
+    return rng.uniform(-0.99, 0.99, size=(ROWS, ACTION)).astype(np.float32)
+
+
 class Ours:
     """The jitted offline phase of some runs, on random data; the online phase of an algorithm that lives there."""
 
@@ -236,7 +272,7 @@ class Ours:
         rng = np.random.default_rng(0)
         data = Dataset(
             observation=rng.normal(size=(ROWS, OBSERVATION)).astype(np.float32),
-            action=rng.uniform(-0.99, 0.99, size=(ROWS, ACTION)).astype(np.float32),
+            action=actions(rng, module.Config.discrete_actions),
             reward=rng.normal(size=ROWS).astype(np.float32),
             terminated=np.zeros(ROWS, bool),
             truncated=np.arange(1, ROWS + 1) % 1000 == 0,
@@ -263,7 +299,10 @@ class Ours:
             self.played = example, Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
         self.learner, self.utd = Learner(agent, experience), config.utd if self.online else 1
         self.updates, self.done, self.runs = UPDATES[algorithm], 0, runs
-        self.first_calls = (self.timing() + self.timing()) * self.updates * runs
+        start = time.perf_counter()
+        self.program = self.compiled()
+        compiling = time.perf_counter() - start
+        self.first_calls = compiling + (self.timing() + self.timing()) * self.updates * runs
 
     def timing(self) -> float:
         """Seconds per update, all runs' counted."""
@@ -297,13 +336,15 @@ class Ours:
         found = products(agent.update, batches, jax.random.key(0), jnp.int32(1), rarely=1 / delay)
         return Counter({product: count / self.utd for product, count in found.items()})
 
+    def compiled(self) -> jax.stages.Compiled:
+        """What is timed."""
+        if self.online:
+            return self.programs.learn.compile(*self.arguments(1))
+        return self.programs.offline.compile(*self.offline_arguments())
+
     def memory(self) -> int | None:
         """Bytes that the program holds on each device, data included; None where XLA does not tell."""
-        if self.online:
-            program = self.programs.learn.compile(*self.arguments(1))
-        else:
-            program = self.programs.offline.compile(*self.offline_arguments())
-        used = program.memory_analysis()
+        used = self.program.memory_analysis()
         if used is None:
             return None
         whole = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes

@@ -89,7 +89,7 @@ def test_updates_are_timed_per_run(algorithm, small, monkeypatch):
     clock = itertools.count(0, 6)
     monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
     timed = throughput.Ours(algorithm, 2, hidden=(8,))
-    assert timed.first_calls == 12
+    assert timed.first_calls == 6 + 12  # compiling, then twice three updates of two runs
     assert timed.timing() == 1
     assert timed.done == 9
     leaf = timed.learner.agent.policy if algorithm == "bc" else timed.learner.agent.critic

@@ -1,8 +1,8 @@
 """Times a peer's own update from a checkout of it: `theirs.py PEER CHECKOUT SETTINGS`, run by benchmarks/throughput.py.
 
-PEER is rlpd, jax-corl, unifloral, corl or adaptive-bc. Their functions are called as their training scripts call them,
-on random data. It needs a Python with what their files import, but for gym, which Gymnasium stands in for, and for
-d4rl, wandb and pyrallis: of those nothing is used, and empty stand-ins are put in their place.
+PEER is rlpd, jax-corl, unifloral, corl, adaptive-bc or bcq. Their functions are called as their training scripts call
+them, on random data. It needs a Python with what their files import, but for gym, which Gymnasium stands in for, and
+for d4rl, wandb and pyrallis: of those nothing is used, and empty stand-ins are put in their place.
 """
 
 from __future__ import annotations
@@ -167,13 +167,23 @@ def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
     return run
 
 
+def torch_device() -> Any:
+    """The GPU if PyTorch sees one; what is made from now on is made there."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_default_device(device)
+    return device
+
+
 def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     """A minibatch from their buffer, then a step of their trainer."""
     import torch
 
+    device = torch_device()
     name, sizes = settings["algorithm"], (settings["observation"], settings["action"])
     module = load(checkout / "algorithms" / "offline" / f"{'any_percent_bc' if name == 'bc' else name}.py")
-    buffer = module.ReplayBuffer(*sizes, settings["rows"], "cpu")
+    buffer = module.ReplayBuffer(*sizes, settings["rows"], device)
     buffer.load_d4rl_dataset(random_data(settings))
 
     def adam(network: Any) -> Any:
@@ -182,7 +192,8 @@ def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     if name == "edac":
         actor = module.Actor(*sizes, 256, 1.0)
         critic = module.VectorizedCritic(*sizes, 256, 10)
-        trainer = module.EDAC(actor, adam(actor), critic, adam(critic), eta=1.0, alpha_learning_rate=3e-4)
+        rest = {"eta": 1.0, "alpha_learning_rate": 3e-4, "device": device}
+        trainer = module.EDAC(actor, adam(actor), critic, adam(critic), **rest)
     elif name == "awac":
         actor, *critics = (kind(*sizes, 256) for kind in (module.Actor, module.Critic, module.Critic))
         trainer = module.AdvantageWeightedActorCritic(
@@ -194,23 +205,25 @@ def corl(checkout: Path, settings: dict) -> Callable[[int], None]:
             *(module.FullyConnectedQFunction(*sizes) for _ in "12"),
         )
         pairs = [part for network in (*critics, actor) for part in (network, adam(network))]
-        trainer = module.ContinuousCQL(*pairs, target_entropy=-sizes[1], bc_steps=0)
+        trainer = module.ContinuousCQL(*pairs, target_entropy=-sizes[1], bc_steps=0, device=device)
     elif name == "iql":
         actor, q, v = module.GaussianPolicy(*sizes, 1.0), module.TwinQ(*sizes), module.ValueFunction(sizes[0])
-        trainer = module.ImplicitQLearning(1.0, actor, adam(actor), q, adam(q), v, adam(v), device="cpu")
+        trainer = module.ImplicitQLearning(1.0, actor, adam(actor), q, adam(q), v, adam(v), device=device)
     else:
         actor = module.Actor(*sizes, 1.0)
         if name == "bc":
-            trainer = module.BC(1.0, actor, adam(actor), device="cpu")
+            trainer = module.BC(1.0, actor, adam(actor), device=device)
         else:
             critics = [module.Critic(*sizes) for _ in range(2)]
             pairs = [part for critic in critics for part in (critic, adam(critic))]
-            trainer = module.TD3_BC(1.0, actor, adam(actor), *pairs, device="cpu")
+            trainer = module.TD3_BC(1.0, actor, adam(actor), *pairs, device=device)
     step = trainer.update if name in ("awac", "edac") else trainer.train
 
     def run(updates: int) -> None:
         for _ in range(updates):
             step(buffer.sample(256))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
@@ -235,9 +248,30 @@ def adaptive_bc(checkout: Path, settings: dict) -> Callable[[int], None]:
     return run
 
 
+def bcq(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """Their training loop."""
+    import torch
+
+    device, sizes = torch_device(), (settings["observation"], settings["action"])
+    utils, module = (load(checkout / "continuous_BCQ" / f"{name}.py") for name in ("utils", "BCQ"))
+    buffer, data = utils.ReplayBuffer(*sizes, device, settings["rows"]), random_data(settings)
+    buffer.state, buffer.action, buffer.next_state = (data[x] for x in ("observations", "actions", "next_observations"))
+    buffer.reward, buffer.not_done = data["rewards"][:, None], 1 - data["terminals"][:, None]
+    buffer.size = settings["rows"]
+    policy = module.BCQ(*sizes, 1.0, device)
+
+    def run(updates: int) -> None:
+        policy.train(buffer, updates)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
 def main(peer: str, checkout: str, settings: dict) -> None:
     """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
-    peers = {"rlpd": rlpd, "jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "adaptive-bc": adaptive_bc}
+    peers = {"rlpd": rlpd, "jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "bcq": bcq}
+    peers |= {"adaptive-bc": adaptive_bc}
     with contextlib.redirect_stdout(sys.stderr):  # what they print is not an answer
         run = peers[peer](Path(checkout), settings)
 
