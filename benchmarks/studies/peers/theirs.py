@@ -270,8 +270,8 @@ def bcq(checkout: Path, settings: dict) -> Callable[[int], None]:
 
 def main(peer: str, checkout: str, settings: dict) -> None:
     """Print the seconds of the first calls together, then of one update, timed anew, per line of input."""
-    peers = {"rlpd": rlpd, "jax-corl": jax_corl, "unifloral": unifloral, "corl": corl, "bcq": bcq}
-    peers |= {"adaptive-bc": adaptive_bc}
+    functions = rlpd, jax_corl, unifloral, corl, adaptive_bc, bcq
+    peers = {function.__name__.replace("_", "-"): function for function in functions}
     with contextlib.redirect_stdout(sys.stderr):  # what they print is not an answer
         run = peers[peer](Path(checkout), settings)
 
