@@ -146,7 +146,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imitate-first": FIRST,
     "imitate-first-adroit": FIRST | {"pretrain_steps": 200_000, "offline_steps": 100_000, "cloning": 1.0},
     # By algorithm and task: laid over the algorithm's. The authors count imitation among their steps.
-    "imitate-first/antmaze-umaze": {"ensemble": 50, "eta": 10.0},
+    **presets.each("imitate-first", ("antmaze",), tasks.ANT_VARIANTS, offline_steps=2_980_000),
+    "imitate-first/antmaze-umaze": {"ensemble": 50, "eta": 10.0, "offline_steps": 2_980_000},
     **presets.each("imitate-first", ("halfcheetah",), MEDIUM, offline_steps=980_000),
     **presets.each("imitate-first", ("hopper",), MEDIUM, offline_steps=2_980_000),
     **presets.each("imitate-first", ("walker2d",), MEDIUM, offline_steps=11_980_000),

@@ -76,6 +76,7 @@ class Config(Hyperparameters):
     pretrain_steps: int = 0  # updates (of `utd` gradient steps) on prior data alone before the first environment step
 
     without_data = "--offline-ratio 0"
+    default_task = "pointmaze-medium"
 
     @property
     def phases(self) -> tuple[tuple[str, int], ...]:
@@ -118,6 +119,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": (128, 128), "ensemble": 5, "target_subset": 1, "backup_entropy": False, "utd": 10,
         "batch_size": 128, "learning_rate": 8e-4, "discount": 0.995, "initial_temperature": 0.1, "start_training": 500,
         "steps": 10_000, "eval_every": 2000, "eval_episodes": 100,
+    },
+    # The first command: shorter paths, still smaller networks.
+    "pointmaze/pointmaze-medium": {
+        "hidden": (64, 64), "learning_rate": 1e-3, "discount": 0.99, "target_entropy_per_action": -1.0, "steps": 6000,
+        "eval_every": 1000,
     },
     "gym": {"offline_ratio": 0.0, "steps": 250_000},
     # By algorithm, with --preset: laid over the family's.

@@ -383,6 +383,7 @@ def test_phases_and_presets():
     assert config("--env", "hopper-medium", "--preset", "imitate-first").ensemble == 50
     # "First Imitate" counts imitation among its steps.
     totals = {"halfcheetah-medium": 1e6, "walker2d-medium-replay": 12e6, "hopper-expert": 3e6, "door-human": 3e5}
+    totals |= {"antmaze-umaze": 3e6, "antmaze-large-play": 3e6}
     for task, total in totals.items():
         first = config("--env", task, "--preset", "imitate-first")
         assert (first.pretrain_steps, first.pretrain_steps + first.offline_steps) == (20_000, total)

@@ -53,9 +53,7 @@ def files(*folders: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def edac_first() -> None:
     """N and eta; with the preset imitate-first the steps, too."""
     for task, v in files("EfficientOfflineRL", "configs", "edac"):
-        maze = tasks.find(task).family == "antmaze"
-        steps_of_maze = "offline steps as EDAC's, after imitation; theirs counts it among them"
-        table = h.Table(f"EDAC{' in AntMaze' * maze}, First Imitate", steps_of_maze * maze)
+        table = h.Table("EDAC, First Imitate")
         plain, imitating = ours(edac, task), ours(edac, task, "imitate-first")
         steps = v["num_epochs"] * v["num_updates_on_epoch"]
         if task != "antmaze-umaze":  # EDAC's own are CORL's there
