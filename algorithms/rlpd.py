@@ -32,8 +32,9 @@ Published as curves; read off by eye, as means over tasks: AntMaze 97 % at 300,0
 million, locomotion (D4RL's -v0 sets; the tasks here are of -v2) 94 at 250,000.
 
 Measured at the paper's size: antmaze-umaze 89 after 35,000 steps, four seeds, on data of this project's recipe
-(benchmarks/results/rlpd_antmaze-umaze_h100.csv). In small, three seeds: pointmaze-large 98 after 10,000
-(rlpd_pointmaze-large.csv); antmaze-umaze 80 after 45,000, with five critics of two layers 128 wide (rlpd_iql.csv).
+(benchmarks/results/rlpd_antmaze-umaze_h100.csv). In small, three seeds: pointmaze-medium 100 after 6,000
+(rlpd_pointmaze-medium.csv), pointmaze-large 98 after 10,000 (rlpd_pointmaze-large.csv); antmaze-umaze 80 after 45,000,
+with five critics of two layers 128 wide (rlpd_iql.csv).
 
     python algorithms/rlpd.py --env antmaze-large-diverse
 """
