@@ -46,6 +46,7 @@ import jax.numpy as jnp
 
 from common import command, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, drawn, static, traced
+from common.distributions import squared_mmd
 from common.networks import VAE, Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
 from common.replay import Batch
 
@@ -110,14 +111,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def mmd(x: jax.Array, u: jax.Array, kernel: str, bandwidth: jax.Array | float) -> jax.Array:
     """The maximum mean discrepancy of samples x and u, [..., sample, a] both, [...]."""
-
-    def similarity(one: jax.Array, other: jax.Array) -> jax.Array:
-        difference = one[..., :, None, :] - other[..., None, :, :]
-        distance = jnp.abs(difference) if kernel == "laplacian" else jnp.square(difference)
-        # The kernel minus 1, which cancels below: in single precision 1 would hide what matters.
-        return jnp.expm1(-distance.sum(axis=-1) / (2 * bandwidth)).mean(axis=(-2, -1))
-
-    return jnp.sqrt(similarity(x, x) + similarity(u, u) - 2 * similarity(x, u) + 1e-6)
+    return jnp.sqrt(squared_mmd(x, u, 2 * bandwidth, kernel == "gaussian") + 1e-6)
 
 
 class BEAR(Agent):

@@ -49,7 +49,7 @@ import jax.numpy as jnp
 
 from common import command
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
-from common.distributions import TanhNormal
+from common.distributions import TanhNormal, squared_mmd
 from common.networks import MLP, Critic, Dense, Ensemble, Network, Parameters
 from common.replay import Batch
 
@@ -138,15 +138,6 @@ def clipped(action: jax.Array) -> jax.Array:
     return action.clip(-1 + 1e-3, 1 - 1e-3)
 
 
-def mmd(x: jax.Array, y: jax.Array, bandwidth: jax.Array | float) -> jax.Array:
-    """The squared maximum mean discrepancy, [n], between samples [k, n, a]; every sample is also its own neighbour."""
-
-    def similarity(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.exp(-jnp.abs(x[None] - y[:, None]).sum(-1) / bandwidth).mean(axis=(0, 1))
-
-    return similarity(x, x) + similarity(y, y) - 2 * similarity(x, y)
-
-
 class BRAC(Agent):
     """The clone and its temperature; actor, critics and their targets; and the weight of the divergence."""
 
@@ -200,7 +191,8 @@ class BRAC(Agent):
         policy, clone = jax.tree.map(lambda x: jnp.broadcast_to(x, (c.divergence_samples, *x.shape)), policies)
         action, log_prob = policy.sample_and_log_prob(own_key)
         if c.divergence == "mmd":
-            return mmd(action, clone.sample(clone_key), c.bandwidth)
+            samples = (jnp.moveaxis(x, 0, -2) for x in (action, clone.sample(clone_key)))
+            return squared_mmd(*samples, c.bandwidth)
         likelihood = clone.log_prob(clipped(action))
         chex.assert_equal_shape((log_prob, likelihood))
         return (log_prob - likelihood).mean(axis=0)

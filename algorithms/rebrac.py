@@ -14,8 +14,9 @@ and, after every `policy_delay` steps, one actor step and one step of every targ
 
 a'_D is the action that follows in the data, m the mask, 0 where an episode terminated. The squared distances are sums
 over the action's numbers. Where an episode was cut, no action follows: that last row is left out (ReBRAC.prepare), as
-in the authors' reader. Critics have LayerNorm after each ReLU, the actor has none. Rewards are learnt as
-`reward_scale` r + `reward_shift`: on AntMaze 100 at the goal and 0 elsewhere, to which beta_2 and gamma are tuned.
+in the authors' reader. Critics have LayerNorm after each ReLU, the actor has none; parameters begin as in their code.
+Rewards are learnt as `reward_scale` r + `reward_shift`: on AntMaze 100 at the goal and 0 elsewhere, to which beta_2 and
+gamma are tuned.
 
 `--online-steps N` goes on in the environment, as in the authors' code: half of every minibatch is data, half is
 experience; beta_2 is 0; beta_1 falls linearly to 0, or to `--least-share` of itself (ReBRAC.share_left).
@@ -37,14 +38,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from common import command, presets, replay, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.datasets import Dataset, transforms
-from common.networks import Dense, Ensemble, Network, Parameters
+from common.networks import Critic, DeterministicActor, Ensemble, Network, Parameters
 from common.replay import Batch, Replay
 from common.tasks import Task
 
@@ -108,46 +108,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Features(nn.Module):
-    """Hidden layers in ReBRAC's order: Dense, ReLU, LayerNorm; biases begin at 0.1, as in EDAC."""
-
-    hidden: tuple[int, ...]
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] to [..., hidden[-1]]."""
-        for width in self.hidden:
-            x = nn.relu(Dense(width, first_bias=0.1)(x))
-            x = nn.LayerNorm()(x) if self.layer_norm else x
-        return x
-
-
-class Critic(nn.Module):
-    """Q(s, a); the last layer begins small, as in EDAC."""
-
-    hidden: tuple[int, ...]
-    layer_norm: bool
-
-    @nn.compact
-    def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
-        """Observation [..., o] and action [..., a] to a value [...]."""
-        features = Features(self.hidden, self.layer_norm)(jnp.concatenate([observation, action], -1))
-        return Dense(1, bound=3e-3)(features).squeeze(-1)
-
-
-class Actor(nn.Module):
-    """pi(s), squashed by tanh; the last layer begins small, as in EDAC."""
-
-    hidden: tuple[int, ...]
-    action_dim: int
-
-    @nn.compact
-    def __call__(self, observation: jax.Array) -> jax.Array:
-        """Observation [..., o] to an action [..., action_dim]."""
-        return jnp.tanh(Dense(self.action_dim, bound=1e-3)(Features(self.hidden)(observation)))
-
-
 class Prior(Batch):
     """The data, with what was done next."""
 
@@ -176,8 +136,9 @@ class ReBRAC(Agent):
     def create(cls, config: Config, key: jax.Array, example: Batch, prior: Prior) -> Self:
         """A fresh agent for transitions shaped like one unbatched `example`."""
         actor_key, critic_key = jax.random.split(key)
-        actor = Network.create(Actor(config.hidden, example.action.shape[-1]), actor_key, example.observation)
-        module = Critic(config.hidden, config.layer_norm)
+        policy = DeterministicActor(config.hidden, example.action.shape[-1], last_bound=1e-3, relu_first=True)
+        actor = Network.create(policy, actor_key, example.observation)
+        module = Critic(config.hidden, config.layer_norm, last_bound=3e-3, relu_first=True)
         critic = Ensemble.create(module, critic_key, example.observation, example.action, members=2)
         return cls(config, jnp.ones(()), actor, actor.target(), critic, critic.target())
 

@@ -13,6 +13,21 @@ def one_hot_argmax(values: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(values).any(-1, keepdims=True), jnp.nan, best)
 
 
+def squared_mmd(x: jax.Array, y: jax.Array, scale: jax.Array | float, gaussian: bool = False) -> jax.Array:
+    """The squared maximum mean discrepancy, [...], between samples [..., sample, a]; each is also its own neighbour.
+
+    The kernel is exp(-d / scale): d is the sum over dimensions of the distances, of their squares if `gaussian`.
+    """
+
+    def similarity(x: jax.Array, y: jax.Array) -> jax.Array:
+        difference = x[..., :, None, :] - y[..., None, :, :]
+        distance = (jnp.square if gaussian else jnp.abs)(difference).sum(axis=-1)
+        # The kernel minus 1, which cancels below: in single precision 1 would hide what matters.
+        return jnp.expm1(-distance / scale).mean(axis=(-2, -1))
+
+    return similarity(x, x) + similarity(y, y) - 2 * similarity(x, y)
+
+
 class Normal(struct.PyTreeNode):
     """A diagonal Gaussian."""
 

@@ -60,14 +60,19 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     layer_norm: bool = False
     dropout: float = 0.0
+    relu_first: bool = False
+    """In ReBRAC's order instead: Dense, with biases that begin at 0.1, Dropout, ReLU, LayerNorm."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., hidden[-1]]."""
         for width in self.hidden:
-            x = Dense(width)(x)
+            x = Dense(width, first_bias=0.1 if self.relu_first else None)(x)
             x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-            x = LayerNormReLU()(x) if self.layer_norm else nn.relu(x)
+            if not self.layer_norm:
+                x = nn.relu(x)
+            else:
+                x = nn.LayerNorm()(nn.relu(x)) if self.relu_first else LayerNormReLU()(x)
         return x
 
 
@@ -79,12 +84,14 @@ class Critic(nn.Module):
     dropout: float = 0.0
     last_bound: float | None = None
     """Of the last layer: see `Dense`."""
+    relu_first: bool = False
+    """See `MLP`."""
 
     @nn.compact
     def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
         """Observation [..., o] and action [..., a] to a value [...]."""
-        features = MLP(self.hidden, self.layer_norm, self.dropout)(jnp.concatenate([observation, action], -1))
-        return Dense(1, self.last_bound)(features).squeeze(-1)
+        body = MLP(self.hidden, self.layer_norm, self.dropout, self.relu_first)
+        return Dense(1, self.last_bound)(body(jnp.concatenate([observation, action], -1))).squeeze(-1)
 
     def layers(self, params: Parameters) -> Layers:
         """The affine layers, from the input to the value."""
@@ -113,11 +120,16 @@ class DeterministicActor(nn.Module):
     hidden: Sequence[int]
     action_dim: int
     layer_norm: bool = False
+    last_bound: float | None = None
+    """Of the last layer: see `Dense`."""
+    relu_first: bool = False
+    """See `MLP`."""
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> jax.Array:
         """Observation [..., o] to an action [..., action_dim]."""
-        return jnp.tanh(Dense(self.action_dim)(MLP(self.hidden, self.layer_norm)(observation)))
+        features = MLP(self.hidden, self.layer_norm, relu_first=self.relu_first)(observation)
+        return jnp.tanh(Dense(self.action_dim, self.last_bound)(features))
 
 
 class NormalActor(nn.Module):

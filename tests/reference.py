@@ -59,7 +59,7 @@ def mlp(x, params):
 
 def head(params, x):
     """An MLP and the linear layer on it."""
-    (hidden,) = (params[name] for name in ("MLP_0", "Features_0") if name in params)
+    hidden = params["MLP_0"]
     return dense(mlp(np.asarray(x, np.float64), hidden), params["Dense_0"])
 
 

@@ -4,6 +4,8 @@ jax 0.10.2 and later compute some fused reductions on a CPU wrongly, without a w
 (jax-ml/jax#39103: the last rows of a vmapped product that is squared and summed). Python 3.11 gets 0.10.2.
 """
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.optimised
 @pytest.mark.parametrize("name", MODULES)
 def test_a_compiled_update_is_the_plain_one(name):
     kind = agent_of(MODULES[name])
-    config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=257, ensemble=3, utd=2)
+    config = small(MODULES[name], hidden=(256,), actor_hidden=(256,), batch_size=257, ensemble=3, utd=2)
     prior = jax.tree.map(jnp.asarray, kind.prepare(config, data(400), tasks.find("hopper-medium")))
     example = jax.tree.map(lambda x: x[0], prior.transitions() if hasattr(prior, "transitions") else prior.rows)
     agent = kind.create(config, jax.random.key(0), example, prior).enter("offline", jax.random.key(1), prior)
@@ -85,6 +87,16 @@ def test_a_seed_learns_bitwise_the_same_alone_and_in_a_group(name):
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], alone), jax.tree.map(lambda x: x[1], together))
 
 
+@contextlib.contextmanager
+def unoptimised():
+    """Without XLA's expensive passes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 def learnt(kind, config, phase, seeds):
     """Agents and metrics after a few updates, or one environment step, of these seeds: host arrays [seeds, ...]."""
     count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
@@ -92,7 +104,8 @@ def learnt(kind, config, phase, seeds):
     prior, places = programs.share(kind.prepare(config, rows, task)), programs.place(np.array(seeds, np.int32))
     of_runs = jax.tree.map(lambda x: np.full(count, x, np.float32), config)
     example = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), rows.batch(task))
-    agents = programs.enter(programs.create(of_runs, places, example, prior), places, phase, prior)
+    with unoptimised():  # what learns is to be looked at
+        agents = programs.enter(programs.create(of_runs, places, example, prior), places, phase, prior)
     if phase == "online":
         experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(example))
         episode = Episode(*(np.zeros(count, dtype) for dtype in (bool, np.float32, np.int32)))

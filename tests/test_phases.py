@@ -34,14 +34,25 @@ def data(tmp_path_factory):
         yield
 
 
-def serve(name: str, *arguments: str | int | Path) -> str:
+def serve(name: str, *arguments: str | int | Path, into: io.StringIO | None = None) -> str:
     module = MODULES[name]
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=into or io.StringIO(), width=200)
     asked = [str(a) for a in arguments]
     if module.Config.discrete_actions:
         asked = ["cartpole-mixed" if a == "pointmaze-umaze" else a for a in asked]
     assert command.serve(agent_of(module), module.Config, module.PRESETS, asked, console) == 0
     return console.file.getvalue()
+
+
+def interrupted(monkeypatch, out: Path, stops: tuple[int, ...], name: str, *arguments: str | int | Path) -> str:
+    """A command that is stopped at the checkpoint of each of these steps, and resumed: all that it says."""
+    said, request = io.StringIO(), (*arguments, "--out", out)
+    for step in stops:
+        with stopped_at(step, monkeypatch):
+            serve(name, *request, into=said)
+        request = "--resume", out
+    serve(name, *request, into=said)
+    return said.getvalue()
 
 
 def table(path: Path, *leave_out: str) -> list[dict[str, str]]:
@@ -109,16 +120,18 @@ def test_drop_and_online_mean_by_hand():
     assert few == {"offline": 50, "drop": -10, "online_mean": 50}
 
 
-@pytest.mark.parametrize("at", [10, 20, 35, 50])
-def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, monkeypatch, at):
-    """Stopped before, at and after the switch, in the middle of an episode; and after the last step."""
+def test_a_run_resumed_in_either_phase_gives_the_same_numbers(both, tmp_path, monkeypatch):
+    """Stopped before, at and after the switch, in the middle of an episode; and after the last step.
+
+    The loop is the same for all, and the switch the algorithm's own.
+    """
     name, whole = both
-    if name != "iql" and at != 20:
-        pytest.skip("the loop is the same; the switch is the algorithm's own")
-    with stopped_at(at, monkeypatch):
-        serve(name, *COMMON, "--online-steps", 30, "--num-seeds", 2, "--out", tmp_path / "run")
-    phase, step = ("online", at - 20) if at > 20 else ("offline", at)
-    assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / "run")
+    stops = (10, 20, 35, 50) if name == "iql" else (20,)
+    arguments = (*COMMON, "--online-steps", 30, "--num-seeds", 2)
+    said = interrupted(monkeypatch, tmp_path / "run", stops, name, *arguments)
+    for at in stops:
+        phase, step = ("online", at - 20) if at > 20 else ("offline", at)
+        assert f"resuming in the {phase} phase after step {step}" in said
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(whole / file)
     finals = [json.loads((out / "summary.json").read_text())["final"] for out in (tmp_path / "run", whole)]
@@ -176,29 +189,27 @@ def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name
     serve(name, *arguments, "--out", tmp_path / "whole")
     rows = table(tmp_path / "whole" / "metrics.csv")
     assert [r["phase"] for r in rows if r["run"] == "1"] == phases
-    for stop in at:
-        with stopped_at(stop, monkeypatch):
-            serve(name, *arguments, "--out", tmp_path / str(stop))
-        serve(name, "--resume", tmp_path / str(stop))
-        assert table(tmp_path / str(stop) / "metrics.csv") == rows
-        assert table(tmp_path / str(stop) / "eval.csv") == table(tmp_path / "whole" / "eval.csv")
+    interrupted(monkeypatch, tmp_path / "run", at, name, *arguments)
+    assert table(tmp_path / "run" / "metrics.csv") == rows
+    assert table(tmp_path / "run" / "eval.csv") == table(tmp_path / "whole" / "eval.csv")
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "at", "where"),
+    ("name", "flags", "stops"),
     [
-        ("bcq", (), 10, "the offline phase after step 10"),
-        ("bear", ("--matching-steps", 10), 5, "the matching phase after step 5"),
-        ("bear", ("--matching-steps", 10, "--policy-target-rate", 0.5), 15, "the offline phase after step 5"),
+        ("bcq", (), {10: "the offline phase after step 10"}),
+        (
+            "bear", ("--matching-steps", 10, "--policy-target-rate", 0.5),
+            {5: "the matching phase after step 5", 15: "the offline phase after step 5"},
+        ),
     ],
-)
-def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, flags, at, where):
+)  # fmt: skip
+def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, flags, stops):
     """In the middle of each phase; evaluations draw their candidates anew, and the same."""
     arguments = (*COMMON, "--vae-hidden", 8, 8, *flags)
     serve(name, *arguments, "--out", tmp_path / "whole")
-    with stopped_at(at, monkeypatch):
-        serve(name, *arguments, "--out", tmp_path / "run")
-    assert f"resuming in {where}" in serve(name, "--resume", tmp_path / "run")
+    said = interrupted(monkeypatch, tmp_path / "run", tuple(stops), name, *arguments)
+    assert all(f"resuming in {where}" in said for where in stops.values())
     for file in ("metrics.csv", "eval.csv"):
         assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
     phases = ["matching"] * 2 * (name == "bear") + ["offline"] * 4
@@ -219,36 +230,21 @@ def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, 
     agent = sessions[0].learner.agent
     clone = agent.clone if name == "brac" else agent.behaviour
     assert (int(clone.opt_state.count[0]), int(agent.critic.opt_state.count[0])) == (10, 20)
-    for at, phase, step in ((5, "cloning", 5), (20, "offline", 10)):
-        with stopped_at(at, monkeypatch):
-            serve(name, *arguments, "--out", tmp_path / str(at))
-        assert f"resuming in the {phase} phase after step {step}" in serve(name, "--resume", tmp_path / str(at))
-        for file, expected in (("metrics.csv", rows), ("eval.csv", evaluations)):
-            assert table(tmp_path / str(at) / file) == expected
+    said = interrupted(monkeypatch, tmp_path / "run", (5, 20), name, *arguments)
+    for phase, step in (("cloning", 5), ("offline", 10)):
+        assert f"resuming in the {phase} phase after step {step}" in said
+    for file, expected in (("metrics.csv", rows), ("eval.csv", evaluations)):
+        assert table(tmp_path / "run" / file) == expected
 
 
-def test_soft_returns_survive_a_stop(tmp_path, monkeypatch):
-    """Stopped in the middle of the phase that learns them; they were computed when it began."""
-    arguments = (*COMMON, "--pretrain-steps", 20, "--layer-norm")
-    serve("edac", *arguments, "--out", tmp_path / "whole")
-    with stopped_at(15, monkeypatch):
-        serve("edac", *arguments, "--out", tmp_path / "run")
-    assert "resuming in the returns phase after step 5" in serve("edac", "--resume", tmp_path / "run")
-    rows = table(tmp_path / "run" / "metrics.csv")
-    assert rows == table(tmp_path / "whole" / "metrics.csv")
-    assert [r["phase"] for r in rows] == ["imitation"] * 2 + ["returns"] * 2 + ["offline"] * 4
-
-
-@pytest.mark.parametrize("at", [5, 335])
-def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch, at):
+def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch):
     """Cal-QL: stopped while its actor clones, and online, where the first episode is over and the second is not."""
     arguments = (*COMMON, "--preset", "calql", "--cloning-steps", 10, "--actor-hidden", 8, "--actions", 2)
     arguments += ("--eval-every", 200, "--online-steps", 310)  # an episode has 300
     serve("cql", *arguments, "--out", tmp_path / "whole")
-    with stopped_at(at, monkeypatch):
-        serve("cql", *arguments, "--out", tmp_path / "run")
-    place = "cloning phase after step 5" if at == 5 else "online phase after step 305"
-    assert f"resuming in the {place}" in serve("cql", "--resume", tmp_path / "run")
+    said = interrupted(monkeypatch, tmp_path / "run", (5, 335), "cql", *arguments)
+    for place in ("cloning phase after step 5", "online phase after step 305"):
+        assert f"resuming in the {place}" in said
     rows = table(tmp_path / "run" / "metrics.csv")
     assert rows == table(tmp_path / "whole" / "metrics.csv")
     assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4 + ["online"] * 62
@@ -275,8 +271,9 @@ def test_minibatches_of_consecutive_steps_differ(tmp_path, monkeypatch):
 
 
 def test_every_number_stands_in_its_own_column_whatever_the_phase(tmp_path, monkeypatch):
-    """EDAC's phases have different metrics; a run stopped after the second has begun leaves the same table."""
-    command = [*COMMON, "--pretrain-steps", 20, "--online-steps", 10]
+    """EDAC's phases have different metrics. Stopped in the middle of the phase that learns soft returns, which were
+    computed when it began, and after the next has begun, it leaves the same table."""
+    command = [*COMMON, "--pretrain-steps", 20, "--online-steps", 10, "--layer-norm"]
     serve("edac", *command, "--out", tmp_path / "whole")
     rows = table(tmp_path / "whole" / "metrics.csv")
     names = {
@@ -291,9 +288,8 @@ def test_every_number_stands_in_its_own_column_whatever_the_phase(tmp_path, monk
             assert {name for name in set.union(*names.values()) if row[name]} == expected
             assert None not in row
     assert all(float(row["critic_loss"]) >= 0 for row in rows if row["phase"] != "imitation")
-    with stopped_at(35, monkeypatch):
-        serve("edac", *command, "--out", tmp_path / "stopped")
-    serve("edac", "--resume", tmp_path / "stopped")
+    said = interrupted(monkeypatch, tmp_path / "stopped", (15, 35), "edac", *command)
+    assert "resuming in the returns phase after step 5" in said
     for name in ("metrics.csv", "eval.csv"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -153,15 +153,15 @@ def test_no_pair_of_actions_joins_two_episodes():
 
 def test_layer_norm_follows_the_relu_and_only_in_the_critics():
     agent = make_agent()
-    layers = agent.critic.params["params"]["Features_0"]
+    layers = agent.critic.params["params"]["MLP_0"]
     assert {k: v["bias"].shape for k, v in layers.items() if k.startswith("LayerNorm")} == {
         "LayerNorm_0": (2, 8), "LayerNorm_1": (2, 6),
     }  # fmt: skip
-    assert not any("LayerNorm" in name for name in agent.actor.params["params"]["Features_0"])
+    assert not any("LayerNorm" in name for name in agent.actor.params["params"]["MLP_0"])
     # With a last layer that sums, a LayerNorm behind the ReLU gives the sum of its biases, before it does not.
     params = jax.tree.map(lambda x: x, agent.critic.params)
     params["params"]["Dense_0"] = {"kernel": jnp.ones((2, 6, 1)), "bias": jnp.zeros((2, 1))}
-    layers = params["params"]["Features_0"]["LayerNorm_1"]
+    layers = params["params"]["MLP_0"]["LayerNorm_1"]
     layers["scale"] = jnp.ones((2, 6))
     batch = random_batch(2, ROWS)
     q = agent.critic(batch.observation, batch.action, params=params)
@@ -174,7 +174,7 @@ def test_parameters_begin_as_the_authors():
     for network, inputs, last in ((agent.actor, OBSERVATION, 1e-3), (agent.critic, OBSERVATION + ACTION, 3e-3)):
         params = network.params["params"]
         for index, size in enumerate((inputs, 64)):
-            layer = params["Features_0"][f"Dense_{index}"]
+            layer = params["MLP_0"][f"Dense_{index}"]
             assert (layer["bias"] == np.float32(0.1)).all()
             bound = 1 / np.sqrt(size)
             assert 0.98 * bound < np.abs(layer["kernel"]).max() <= bound

@@ -32,7 +32,7 @@ def ours_of(theirs: dict) -> dict:
     inner = theirs["params"]
     inner = inner.get("VmapCritic_0", inner)
     hidden = {name: layer for name, layer in inner.items() if name != "Dense_3"}
-    return {"params": {"Features_0": hidden, "Dense_0": inner["Dense_3"]}}
+    return {"params": {"MLP_0": hidden, "Dense_0": inner["Dense_3"]}}
 
 
 def states(config: rebrac.Config, rng: np.random.Generator) -> dict[str, Any]:
