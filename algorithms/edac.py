@@ -116,7 +116,6 @@ class Config(Hyperparameters):
         return None
 
 
-MEDIUM = "medium", "medium-replay"
 FIRST = {
     "pretrain_steps": 20_000, "layer_norm": True, "normalise": True,
     "actor_learning_rate": 3e-4, "normalise_reward": False,
@@ -148,10 +147,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # By algorithm and task: laid over the algorithm's. The authors count imitation among their steps.
     **presets.each("imitate-first", ("antmaze",), tasks.ANT_VARIANTS, offline_steps=2_980_000),
     "imitate-first/antmaze-umaze": {"ensemble": 50, "eta": 10.0, "offline_steps": 2_980_000},
-    **presets.each("imitate-first", ("halfcheetah",), MEDIUM, offline_steps=980_000),
-    **presets.each("imitate-first", ("hopper",), MEDIUM, offline_steps=2_980_000),
-    **presets.each("imitate-first", ("walker2d",), MEDIUM, offline_steps=11_980_000),
-    **presets.each("imitate-first", tasks.BODIES, ("random", "medium-expert", "expert"), offline_steps=2_980_000),
+    **presets.each("imitate-first", tasks.BODIES, tasks.QUALITIES, offline_steps=2_980_000),
+    **presets.each("imitate-first", ("halfcheetah",), ("medium", "medium-replay"), offline_steps=980_000),
+    **presets.each("imitate-first", ("walker2d",), ("medium", "medium-replay"), offline_steps=11_980_000),
     **presets.each("imitate-first", tasks.HANDS, tasks.DEMONSTRATIONS, offline_steps=280_000),
     **presets.each("sac-n", ("hopper",), tasks.QUALITIES, ensemble=500),
     **presets.each("sac-n", ("hopper",), ("medium-replay", "medium-expert"), ensemble=200),
