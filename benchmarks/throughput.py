@@ -94,9 +94,11 @@ OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
 }
 """Algorithm -> its file, its agent, and what differs from its defaults."""
 ONLINE = ("rlpd", "redq_adaptive_bc")
-UPDATES = {"rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200}
-UPDATES |= {"redq_adaptive_bc": 100, "bcq": 40, "bear": 40, "brac": 40, "fisher_brc": 40, "awr": 1200, "bail": 100}
-UPDATES["discrete_bcq"] = 400
+UPDATES = {
+    "rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200,
+    "bcq": 40, "bear": 40, "brac": 40, "fisher_brc": 40, "awr": 1200, "bail": 100, "discrete_bcq": 400,
+    "redq_adaptive_bc": 100,
+}  # fmt: skip
 """Critic steps per timing."""
 PEERS = {
     "rlpd": ("rlpd",),
