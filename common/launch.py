@@ -18,7 +18,7 @@ from common import datasets, environments, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import Refused
-from common.programs import Programs
+from common.programs import programs_of
 from common.runs import RunDirectory, commit, device, digests, versions
 from common.tasks import Task
 from common.terminal import making
@@ -48,8 +48,9 @@ def run(
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()
-    programs = Programs(agent_class, request.config, request.number_of_runs, request.run.width, request.run.devices)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
+    shape = request.number_of_runs, request.run.width, request.run.devices
+    programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
         directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
     elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:

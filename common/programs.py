@@ -24,6 +24,9 @@ STATIC = ("phase", "steps", "grouped")
 SAME = ("step", "first", "prior")
 """Parameters of a program that are the same for all runs; all others have the runs as their leading axis."""
 
+KEPT = 8
+"""How many commands' programs a process keeps, for others that need the same."""
+
 INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
 
@@ -47,6 +50,14 @@ def isolated(function: Callable) -> Callable:
             return function(*inputs)
 
     return set_xla_metadata(inlineable="false")(program)
+
+
+def count_devices(runs: int, asked: int | None) -> int:
+    """Over how many devices runs are spread: what was asked for, or as many as there are. Raises Refused."""
+    most = min(jax.device_count(), runs)
+    if asked is not None and asked > most:
+        raise Refused(f"--devices {asked}: {jax.device_count()} present, for {runs} run{'s' * (runs > 1)}")
+    return asked or most
 
 
 class Learner(struct.PyTreeNode):
@@ -143,12 +154,9 @@ class Programs:
     """
 
     def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
-        available = jax.devices()
-        count = devices or min(len(available), runs)
-        if count > min(len(available), runs):
-            raise Refused(f"--devices {count}: {len(available)} present, for {runs} run{'s' * (runs > 1)}")
+        count = count_devices(runs, devices)
         self.runs, self.rows = runs, -(-runs // count) * count
-        self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=available[:count])
+        self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=jax.devices()[:count])
         self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
         self.agent_class, self.config = agent_class, config
         self.order = [phase for phase, _ in config.phases]
@@ -309,3 +317,29 @@ class Programs:
     def share(self, tree: Any) -> Any:
         """Host arrays put on every device."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+_kept: dict[Any, Programs] = {}
+"""What decides all that is compiled -> programs; the last used comes last."""
+
+
+def programs_of(
+    agent_class: type, config: Any, runs: int, width: int | None, devices: int | None, prior: Any
+) -> Programs:
+    """Programs for prior data shaped like `prior`: those of an earlier command in this process, if they are the same.
+
+    Tracing costs more than small runs themselves: a notebook that trains again waits for it once. Raises Refused.
+    """
+    leaves, structure = jax.tree.flatten(prior)
+    shapes = structure, tuple(map(jax.typeof, leaves))
+    asked = agent_class, jax.tree.structure(config), runs, width, count_devices(runs, devices)
+    key = *asked, shapes, jax.config.jax_default_matmul_precision
+    _kept[key] = found = _kept.pop(key, None) or Programs(agent_class, config, runs, width, devices)
+    if len(_kept) > KEPT:
+        del _kept[next(iter(_kept))]
+    return found
+
+
+def forget() -> None:
+    """Keep no programs of earlier commands: after a change of what they were made of, as of an agent's methods."""
+    _kept.clear()

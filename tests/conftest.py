@@ -2,18 +2,22 @@
 
 Compiling is most of what tests cost. What one has compiled is kept for all others, also in other processes, until the
 last has ended (or for the next time, in the folder that JAX_COMPILATION_CACHE_DIR names); and it is compiled without
-XLA's expensive passes, but for tests marked `optimised`: those of what must hold, to the last bit, for the programs
-that users run.
+XLA's expensive passes, and by its older and faster emitter where it has one, but for tests marked `optimised`: those of
+what must hold, to the last bit, for the programs that users run.
 
 And no files of D4RL's, neither on this machine nor within reach, unless a test puts them there.
 """
 
+import functools
 import os
 import shutil
 import tempfile
 
 import jax
 import pytest
+from jax._src import compiler
+
+from common import programs
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
@@ -21,6 +25,8 @@ jax.devices()
 os.environ["D4RL_DATASET_DIR"] = os.devnull + "/d4rl"
 os.environ["D4RL_REMOTE"] = "http://127.0.0.1:9"
 
+OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
+"""Compiles in half the time; not in jax 0.12 any more."""
 CACHE = pytest.StashKey[str]()
 
 
@@ -32,6 +38,23 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        jax.jit(lambda: 0, compiler_options=OLDER_EMITTER)()
+    except jax.errors.JaxRuntimeError:
+        return
+    # JAX has options for one function or for a whole process; needed are some for all functions of some tests.
+    compiler.get_compile_options = with_older_emitter(compiler.get_compile_options)
+
+
+def with_older_emitter(options_of):
+    @functools.wraps(options_of)
+    def options(*arguments, **keywords):
+        found = options_of(*arguments, **keywords)
+        if found.executable_build_options.debug_options.xla_backend_optimization_level == 0:
+            found.env_option_overrides = [*found.env_option_overrides, *OLDER_EMITTER.items()]
+        return found
+
+    return options
 
 
 def pytest_unconfigure(config):
@@ -41,8 +64,14 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item, nextitem):
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
+    jax.config.update("jax_disable_most_optimizations", not optimised(item))
     result = yield
+    if nextitem is None or (nextitem.path, optimised(nextitem)) != (item.path, optimised(item)):
+        programs.forget()
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()  # or all files' programs are in memory at the end
     return result
+
+
+def optimised(item):
+    return item.get_closest_marker("optimised") is not None

@@ -1,6 +1,7 @@
 """The networks of common/networks.py in NumPy and double precision, and batches to compute with."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common.replay import Batch
@@ -21,10 +22,10 @@ def random_batch(seed: int, *leading: int) -> Batch:
 
 def shaken(*networks):
     """The networks with every parameter moved a little: no bias is zero, no scale one, no target the online network."""
-    keys = iter(jax.random.split(jax.random.key(99), 1000))
+    rng = np.random.default_rng(99)
 
     def shake(x):
-        return x + 0.1 * jax.random.normal(next(keys), x.shape)
+        return jnp.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32)
 
     return [network.replace(params=jax.tree.map(shake, network.params)) for network in networks]
 
@@ -34,7 +35,7 @@ def parameters(network):
 
 
 def member(network, index):
-    return jax.tree.map(lambda x: np.asarray(x[index]), network.params)["params"]
+    return jax.tree.map(lambda x: np.asarray(x)[index], network.params)["params"]
 
 
 def dense(x, layer):

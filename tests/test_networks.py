@@ -24,8 +24,8 @@ class FlaxMLP(nn.Module):
 
 
 def shaken(params):
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32), params)
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from interruption import stopped_at
 from rich.console import Console
 from test_agent import MODULES, agent_of
 
-from common import command, recipes, reporting, training
+from common import command, recipes, reporting, tasks, training
 from common.errors import Refused
 from common.programs import Program
 
 COMMON = (
-    "--env pointmaze-umaze --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
+    "--env hopper-medium --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
+HORIZON = 25
+"""Of the maze's episodes here, which keeps evaluations short; online, one is over before the last step."""
 TO_ONLINE = [
     name for name, module in MODULES.items() if {"offline_steps", "online_steps"} <= vars(module.Config()).keys()
 ]
@@ -29,7 +32,8 @@ TO_ONLINE = [
 def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("data")))
-        patch.setitem(recipes.SIZES, "pointmaze-umaze", 500)
+        patch.setitem(recipes.SIZES, "hopper-medium", 500)
+        patch.setitem(tasks._TASKS, "hopper-medium", replace(tasks.find("hopper-medium"), horizon=HORIZON))
         patch.setitem(recipes.SIZES, "cartpole-mixed", 500)
         yield
 
@@ -39,7 +43,7 @@ def serve(name: str, *arguments: str | int | Path, into: io.StringIO | None = No
     console = Console(file=into or io.StringIO(), width=200)
     asked = [str(a) for a in arguments]
     if module.Config.discrete_actions:
-        asked = ["cartpole-mixed" if a == "pointmaze-umaze" else a for a in asked]
+        asked = ["cartpole-mixed" if a == "hopper-medium" else a for a in asked]
     assert command.serve(agent_of(module), module.Config, module.PRESETS, asked, console) == 0
     return console.file.getvalue()
 
@@ -240,14 +244,14 @@ def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, 
 def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch):
     """Cal-QL: stopped while its actor clones, and online, where the first episode is over and the second is not."""
     arguments = (*COMMON, "--preset", "calql", "--cloning-steps", 10, "--actor-hidden", 8, "--actions", 2)
-    arguments += ("--eval-every", 200, "--online-steps", 310)  # an episode has 300
+    arguments += ("--eval-every", 200, "--online-steps", HORIZON + 10)
     serve("cql", *arguments, "--out", tmp_path / "whole")
-    said = interrupted(monkeypatch, tmp_path / "run", (5, 335), "cql", *arguments)
-    for place in ("cloning phase after step 5", "online phase after step 305"):
+    said = interrupted(monkeypatch, tmp_path / "run", (5, 60), "cql", *arguments)
+    for place in ("cloning phase after step 5", "online phase after step 30"):
         assert f"resuming in the {place}" in said
     rows = table(tmp_path / "run" / "metrics.csv")
     assert rows == table(tmp_path / "whole" / "metrics.csv")
-    assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4 + ["online"] * 62
+    assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4 + ["online"] * 7
 
 
 @pytest.mark.optimised
@@ -333,7 +337,7 @@ def test_random_steps_choose_all_discrete_actions_alike_and_a_stop_among_them_ch
             assert table(tmp_path / f"at{at}" / file) == table(tmp_path / "whole" / file)
 
 
-@pytest.mark.parametrize(("name", "env"), [("iql", "cartpole-mixed"), ("discrete_bcq", "hopper-medium")])
+@pytest.mark.parametrize(("name", "env"), [("iql", "cartpole-mixed"), ("discrete_bcq", "walker2d-medium")])
 def test_other_actions_than_the_tasks_are_refused_before_anything_is_written(name, env, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     with pytest.raises(Refused, match=f"{env} has actions .* choose another task, or an algorithm with") as refused:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import ACTION, OBSERVATION, ROWS, q_values, random_batch, tanh_normal
+from reference import ACTION, OBSERVATION, ROWS, q_values, random_batch, shaken, tanh_normal
 
 from algorithms.rlpd import PRESETS, RLPD, Config
 from common.commandline import parse
@@ -21,16 +21,8 @@ def make_agent(seed: int = 0, **values) -> RLPD:
     example = jax.tree.map(lambda x: x[0], random_batch(0, 1))
     agent = RLPD.create(config, jax.random.key(seed), example, None)
     # Targets that differ from the online critics, LayerNorm scales and biases that are not 1 and 0.
-    keys = iter(jax.random.split(jax.random.key(99), 1000))
-
-    def shake(tree):
-        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), tree)
-
-    return agent.replace(
-        critic=agent.critic.replace(params=shake(agent.critic.params)),
-        target_critic=agent.target_critic.replace(params=shake(agent.target_critic.params)),
-        temperature=agent.temperature.replace(params=shake(agent.temperature.params)),
-    )
+    names = ("critic", "target_critic", "temperature")
+    return agent.replace(**dict(zip(names, shaken(*(getattr(agent, name) for name in names)), strict=True)))
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])
