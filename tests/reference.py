@@ -1,5 +1,8 @@
 """The networks of common/networks.py in NumPy and double precision, and batches to compute with."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +23,23 @@ def random_batch(seed: int, *leading: int) -> Batch:
     )
 
 
+MOST = 4096
+"""Parameters in one array of a network here, at most."""
+
+
+@functools.cache
+def noise(number):
+    """Normal draws of the key of that number. The first of them are those of a draw of few: all have one program."""
+    return np.asarray(jax.random.normal(jax.random.split(jax.random.key(99), 1000)[number], (MOST,)))
+
+
 def shaken(*networks):
     """The networks with every parameter moved a little: no bias is zero, no scale one, no target the online network."""
-    rng = np.random.default_rng(99)
+    numbers = itertools.count()
 
     def shake(x):
-        return jnp.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32)
+        x = np.asarray(x)
+        return jnp.asarray(x + 0.1 * noise(next(numbers))[: x.size].reshape(x.shape))
 
     return [network.replace(params=jax.tree.map(shake, network.params)) for network in networks]
 

@@ -15,6 +15,7 @@ from test_agent import MODULES, agent_of
 from common import command, recipes, reporting, tasks, training
 from common.errors import Refused
 from common.programs import Program
+from common.recipes import locomotion
 
 COMMON = (
     "--env hopper-medium --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
@@ -35,7 +36,9 @@ def data(tmp_path_factory):
         patch.setitem(recipes.SIZES, "hopper-medium", 500)
         patch.setitem(tasks._TASKS, "hopper-medium", replace(tasks.find("hopper-medium"), horizon=HORIZON))
         patch.setitem(recipes.SIZES, "cartpole-mixed", 500)
+        locomotion._environment_of.cache_clear()  # has the horizon of when it was made
         yield
+    locomotion._environment_of.cache_clear()
 
 
 def serve(name: str, *arguments: str | int | Path, into: io.StringIO | None = None) -> str:
