@@ -18,7 +18,7 @@ from common import datasets, environments, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import Refused
-from common.programs import programs_of
+from common.programs import count_devices, programs_of
 from common.runs import RunDirectory, commit, device, digests, versions
 from common.tasks import Task
 from common.terminal import making
@@ -69,6 +69,7 @@ def run(
 def check(request: Request, task: Task) -> None:
     """Raise Refused for what can be seen to be impossible before there are data."""
     Trackers.check(request.run)
+    count_devices(request.number_of_runs, request.run.devices)
     if request.run.dataset is not None and not request.config.uses_prior_data:
         raise Refused(
             f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "

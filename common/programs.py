@@ -328,7 +328,7 @@ def programs_of(
 ) -> Programs:
     """Programs for prior data shaped like `prior`: those of an earlier command in this process, if they are the same.
 
-    Tracing costs more than small runs themselves: a notebook that trains again waits for it once. Raises Refused.
+    So a notebook that trains again waits once for tracing and compiling. Raises Refused.
     """
     leaves, structure = jax.tree.flatten(prior)
     shapes = structure, tuple(map(jax.typeof, leaves))

@@ -26,7 +26,7 @@ os.environ["D4RL_DATASET_DIR"] = os.devnull + "/d4rl"
 os.environ["D4RL_REMOTE"] = "http://127.0.0.1:9"
 
 OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
-"""Compiles in half the time; not in jax 0.12 any more."""
+"""An option that jax 0.12 does not have any more."""
 CACHE = pytest.StashKey[str]()
 
 

@@ -84,17 +84,11 @@ def test_squared_actions_of_many_rows_are_summed_rightly():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_seed_learns_bitwise_the_same_alone_and_in_a_group(name):
-    """At real widths, where the compiler has a choice: a few updates, or one environment step."""
-    kind, task = agent_of(MODULES[name]), tasks.find("hopper-medium")
+    """At real widths, where the compiler has a choice."""
+    kind = agent_of(MODULES[name])
     config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=256)
     phase = next(phase for phase, steps in config.phases if steps)
-    rows = data(400)
-    prior, example = kind.prepare(config, rows, task), jax.tree.map(lambda x: x[:1], rows.batch(task))
-    with unoptimised():  # what learns is to be looked at
-        agents = started(Programs(kind, config, 3, None, 1), phase, example, prior)
-    of_one = jax.tree.map(lambda x: x[1:2], agents)
-    together = learnt(Programs(kind, config, 3, None, 1), phase, [0, 1, 2], agents, example, prior)
-    alone = learnt(Programs(kind, config, 1, None, 1), phase, [1], of_one, example, prior)
+    alone, together = (learnt(kind, config, phase, seeds) for seeds in ([1], [0, 1, 2]))
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], alone), jax.tree.map(lambda x: x[1], together))
 
 
@@ -108,28 +102,21 @@ def unoptimised():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def started(programs, phase, example, prior):
-    """Agents of seeds 0, 1 and so on as they enter a phase: host arrays [runs, ...]."""
-    runs = programs.runs
-    of_runs = jax.tree.map(lambda x: np.full(runs, x, np.float32), programs.config)
-    examples, seeds, prior = repeated(example, runs), np.arange(runs, dtype=np.int32), programs.share(prior)
-    agents = programs.create(of_runs, seeds, examples, prior)
-    return programs.host(programs.enter(agents, seeds, phase, prior))
-
-
-def learnt(programs, phase, seeds, agents, example, prior):
-    """These seeds' agents after a few updates or one environment step, and the metrics: host arrays [seeds, ...]."""
-    agents, prior, seeds = programs.place(agents), programs.share(prior), programs.place(np.array(seeds, np.int32))
-    if phase != "online":
-        return programs.host(programs.offline(agents, seeds, phase, 0, 3, False, prior))
-    runs = programs.runs
-    transition = repeated(example, runs)
-    experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(transition))
-    episode = Episode(*(np.zeros(runs, dtype) for dtype in (bool, np.float32, np.int32)))
-    arguments = Learner(agents, experience), seeds, 1, transition, episode, transition.observation, prior
-    learner, _, metrics = programs.learn(*arguments)
-    return programs.host((learner.agent, metrics))
-
-
-def repeated(row, runs):
-    return jax.tree.map(lambda x: np.repeat(x, runs, axis=0), row)
+def learnt(kind, config, phase, seeds):
+    """Agents and metrics after a few updates, or one environment step, of these seeds: host arrays [seeds, ...]."""
+    count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
+    programs = Programs(kind, config, count, None, 1)
+    prior, places = programs.share(kind.prepare(config, rows, task)), programs.place(np.array(seeds, np.int32))
+    of_runs = jax.tree.map(lambda x: np.full(count, x, np.float32), config)
+    example = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), rows.batch(task))
+    with unoptimised():  # what learns is to be looked at
+        agents = programs.enter(programs.create(of_runs, places, example, prior), places, phase, prior)
+    if phase == "online":
+        experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(example))
+        episode = Episode(*(np.zeros(count, dtype) for dtype in (bool, np.float32, np.int32)))
+        arguments = Learner(agents, experience), places, 1, example, episode, example.observation, prior
+        learner, _, metrics = programs.learn(*arguments)
+        agents = learner.agent
+    else:
+        agents, metrics = programs.offline(agents, places, phase, 0, 3, False, prior)
+    return programs.host((agents, metrics))

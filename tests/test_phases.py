@@ -22,7 +22,7 @@ COMMON = (
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
 HORIZON = 25
-"""Of the maze's episodes here, which keeps evaluations short; online, one is over before the last step."""
+"""Of hopper's episodes here, which keeps evaluations short; online, one is over before the last step."""
 TO_ONLINE = [
     name for name, module in MODULES.items() if {"offline_steps", "online_steps"} <= vars(module.Config()).keys()
 ]

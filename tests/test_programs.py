@@ -19,7 +19,7 @@ def alone():
 
 
 def test_the_same_request_gets_the_same_programs():
-    """Whatever can differ between runs or from call to call: seeds are none of it, nor traced hyperparameters."""
+    """Traced hyperparameters decide nothing that is compiled."""
     first = programs_of(TD3BC, Config(), 2, None, None, PRIOR)
     assert programs_of(TD3BC, Config(learning_rate=0.1), 2, None, None, dict(PRIOR)) is first
     assert programs_of(TD3BC, Config(), 2, None, first.mesh.size, PRIOR) is first
