@@ -11,11 +11,8 @@ An, Moon, Kim & Song, "Uncertainty-Based Offline Reinforcement Learning with Div
 
 and one step of the targets. a~ and a' are sampled from pi, j runs over all N critics, m is the mask, 0 where an episode
 terminated. The second line of L_Q keeps the critics from agreeing on where the value falls, so that fewer of them are
-needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. In locomotion and
-Adroit, N and eta are those of the configurations of "First Imitate", below, which equal CORL's except for pen-expert
-(eta 10 there), or CORL's (door-expert, relocate-expert); SAC-N's N are CORL's, or OfflineRL-Lib's (random and expert
-locomotion). On AntMaze, EDAC's N and eta are CORL's, 10 and 1. For Adroit, the authors' README has a tenth of the
-actor's learning rate, rewards of mean 0 and deviation 1, and 200,000 steps.
+needed; without it (`--no-diversity --eta 0`, `--preset sac-n`) this is SAC-N, of the same paper. Where N and eta of
+every data set are from: algorithms/README.md.
 
 `--pretrain-steps N` is the maximum-entropy form of Jelley et al., "Efficient Offline Reinforcement Learning: First
 Imitate, then Improve" (2024): first, half of N steps of cloning with an entropy bonus, alpha adapted as above,
