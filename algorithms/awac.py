@@ -25,8 +25,8 @@ begins at -3. rlkit takes all gradients before the first step, does not clip its
 parameters by a term of their gradient, and on hands has critics that are at most 0.
 
 Published, on D4RL's -v2 data (final scores, CORL's README): hopper-medium 74, halfcheetah-medium 49, walker2d-medium
-67, antmaze-umaze 58. Measured on recipes, 100,000 transitions, 30,000 updates, three seeds
-(benchmarks/results/lecture.md): pointmaze-medium 68; hopper-medium-replay 12.
+67, antmaze-umaze 58. Measured on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 68;
+hopper-medium-replay 12.
 
     python algorithms/awac.py --env antmaze-umaze --offline-steps 25000 --online-steps 500000
 """

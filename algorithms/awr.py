@@ -34,8 +34,8 @@ ones. Minibatches are drawn uniformly; theirs walk a shuffled list. The biases o
 c at 10: that is `--moving-rate 1e-8 --return-unit 1`. Weights are cut off at 1e6, theirs nowhere. A coefficient of the
 value's loss, which Adam undoes, is left out. The bonus is a mean over dimensions, as in its torch policy.
 
-Published: nothing on D4RL's -v2 data. Measured on recipes, 100,000 transitions, 30,000 updates, three seeds
-(benchmarks/results/lecture.md): pointmaze-medium 65, MARWIL 82; hopper-medium-replay 24, MARWIL 27.
+Published: nothing on D4RL's -v2 data. Measured on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium
+65, MARWIL 82; hopper-medium-replay 24, MARWIL 27.
 
     python algorithms/awr.py --env hopper-medium
     python algorithms/awr.py --env hopper-medium --preset marwil

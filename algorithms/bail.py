@@ -28,8 +28,8 @@ form validates before a step here, after V's there. Exactly the share of all row
 with the last, and within a minibatch not always the last itself, by rounding. Its clipping of V, off by default, is
 left out. Its progressive script does not run as it is.
 
-Published: returns on 62 data sets of its own (the README of its code), none of D4RL's. Measured on recipes, 100,000
-transitions, 30,000 updates, three seeds (benchmarks/results/lecture.md): pointmaze-medium 27; hopper-medium-replay 25.
+Published: returns on 62 data sets of its own (the README of its code), none of D4RL's. Measured on recipes, in small
+(benchmarks/results/lecture.md): pointmaze-medium 27; hopper-medium-replay 25.
 
     python algorithms/bail.py --env hopper-medium
     python algorithms/bail.py --env hopper-medium --preset progressive

@@ -18,8 +18,7 @@ a function of the observation, so that an evaluation can be repeated. There is n
 Differences from the authors' code. Xavier-uniform kernels without biases, where PyTorch's begin with some.
 
 Published, on D4RL's -v0 data (d3rlpy's benchmarks, ten seeds): hopper-medium 53, halfcheetah-medium 40, walker2d-medium
-48. Measured on recipes, 100,000 transitions, 30,000 updates, three seeds (benchmarks/results/lecture.md):
-pointmaze-medium 73; hopper-medium-replay 14.
+48. Measured on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 73; hopper-medium-replay 14.
 
     python algorithms/bcq.py --env hopper-medium
 """

@@ -30,8 +30,7 @@ paper's code anywhere. alpha begins at 1, as in D4RL's; in the paper's code log 
 layers start as in D4RL's, hidden layers Xavier-uniform with zero biases, where it has biases of 0.1.
 
 Published, on D4RL's -v2 data (as EDAC's paper has them): hopper-medium 55, halfcheetah-medium 43, walker2d-medium 60.
-Measured on recipes, 100,000 transitions, 30,000 updates, three seeds (benchmarks/results/lecture.md): pointmaze-medium
-30; hopper-medium-replay 15.
+Measured on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 30; hopper-medium-replay 15.
 
     python algorithms/bear.py --env hopper-medium
     python algorithms/bear.py --env hopper-medium --preset first-code

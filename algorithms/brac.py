@@ -31,8 +31,8 @@ which only the averaging forgets. Their warm start is one step longer. They also
 first critic. What their code for D4RL does to the data (algorithms/README.md) is not done here.
 
 Published, on D4RL's -v2 data (a table reprinted in PMDB, Guo et al., 2022): hopper-medium 78, halfcheetah-medium 52,
-walker2d-medium 60. Measured on recipes, 100,000 transitions, 30,000 updates, three seeds
-(benchmarks/results/lecture.md): pointmaze-medium 100; hopper-medium-replay 13.
+walker2d-medium 60. Measured on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 100;
+hopper-medium-replay 13.
 
     python algorithms/brac.py --env hopper-medium
     python algorithms/brac.py --env hopper-medium --preset d4rl-evaluations

@@ -22,8 +22,8 @@ Differences from the authors' code. Networks of vectors only, without their conv
 for Atari. Their one optimizer of Q and G is two here, which is the same: they share no parameter. Xavier-uniform
 kernels. Their DQN has no G; here it is learnt, and not asked. They only learn from data; the online phase is ours.
 
-The paper publishes curves for nine Atari games alone. Measured on recipes, 100,000 transitions, 30,000 updates, three
-seeds (benchmarks/results/lecture.md): cartpole-mixed 99.5, DQN -3; acrobot-mixed 97, DQN 101.
+The paper publishes curves for nine Atari games alone. Measured on recipes, in small (benchmarks/results/lecture.md):
+cartpole-mixed 99.5, DQN -3; acrobot-mixed 97, DQN 101.
 
     python algorithms/discrete_bcq.py --env cartpole-mixed
     python algorithms/discrete_bcq.py --env CartPole-v1 --preset dqn-online

@@ -25,8 +25,8 @@ a hundredth after 90 %. Evaluated is pi's mode, while mu is learned that of mu's
 Differences. The authors' hidden kernels begin orthogonal with gain sqrt 2, here Xavier-uniform; last layers begin
 near 0 as theirs, here uniform in +-0.001. Their policy mu has a sample for a mode.
 
-The paper's scores are of D4RL's -v0 data, which the tasks here do not have. Measured on recipes, 100,000 transitions,
-30,000 updates, three seeds (benchmarks/results/lecture.md): pointmaze-medium 38; hopper-medium-replay 11.
+The paper's scores are of D4RL's -v0 data, which the tasks here do not have. Measured on recipes, in small
+(benchmarks/results/lecture.md): pointmaze-medium 38; hopper-medium-replay 11.
 
     python algorithms/fisher_brc.py --env hopper-medium
     python algorithms/fisher_brc.py --env walker2d-medium-expert --grid.penalty 0.01 0.1 1

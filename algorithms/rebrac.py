@@ -27,8 +27,8 @@ third, .... As in their code, the target actor moves towards the actor before it
 action of the policy as the next one, which nothing reads while beta_2 is 0; here there is none.
 
 Published, on D4RL's data (final scores, CORL's README): hopper-medium 102, halfcheetah-medium 64, walker2d-medium 86,
-antmaze-umaze 98, antmaze-large-diverse 64, pen-human 103. Measured on recipes, 100,000 transitions, 30,000 updates,
-three seeds (benchmarks/results/lecture.md): pointmaze-medium 50; hopper-medium-replay 16.
+antmaze-umaze 98, antmaze-large-diverse 64, pen-human 103. Measured on recipes, in small
+(benchmarks/results/lecture.md): pointmaze-medium 50; hopper-medium-replay 16.
 
     python algorithms/rebrac.py --env hopper-medium
     python algorithms/rebrac.py --env antmaze-umaze --online-steps 1000000
