@@ -53,7 +53,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import command, presets, replay, tasks
-from common.agent import Agent, Hyperparameters, Metrics, traced
+from common.agent import MISSING, Agent, Hyperparameters, Metrics, traced
 from common.datasets import Dataset
 from common.distributions import Normal
 from common.networks import MLP, Dense, MomentumNetwork, Network, Normaliser, Parameters, Value
@@ -265,7 +265,7 @@ class AWR(Agent):
         if c.weighting == "moving":
             return self.update_both(batch)
         unknown = dict.fromkeys(
-            ("value_loss", "value", "actor_loss", "weight", "std"), jnp.full((), jnp.nan, batch.reward.dtype)
+            ("value_loss", "value", "actor_loss", "weight", "std"), jnp.full((), MISSING, batch.reward.dtype)
         )
 
         def only(part: Callable[[Self, Rows], tuple[Self, Metrics]]) -> tuple[Self, Metrics]:

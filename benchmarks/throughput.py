@@ -68,7 +68,7 @@ from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
 from common.machine import cores
-from common.programs import Learner, Programs
+from common.programs import Learner, Programs, block_size
 from common.replay import Episode, Replay
 
 TASK = "walker2d-medium"
@@ -328,7 +328,8 @@ class Ours:
         """Of the next timed updates of the offline phase."""
         agent = self.learner.agent
         grouped = agent.are_whole_groups(self.done, self.updates)
-        return agent, self.seeds, "offline", self.done, self.updates, grouped, self.prior
+        block = block_size(self.updates, agent.period if grouped else 1)
+        return agent, self.seeds, "offline", self.done, block, self.updates // block, grouped, self.prior
 
     def counts(self) -> Counter[Product]:
         """The matrix products of one update of one run."""
@@ -341,8 +342,8 @@ class Ours:
     def compiled(self) -> jax.stages.Compiled:
         """What is timed."""
         if self.online:
-            return self.programs.learn.compile(*self.arguments(1))
-        return self.programs.offline.compile(*self.offline_arguments())
+            return self.programs.learn.lower(*self.arguments(1)).compile()
+        return self.programs.offline.lower(*self.offline_arguments()).compile()
 
     def memory(self) -> int | None:
         """Bytes that the program holds on each device, data included; None where XLA does not tell."""

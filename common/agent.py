@@ -35,7 +35,10 @@ if TYPE_CHECKING:  # an agent acts where there are no data, and no libraries tha
     from common.tasks import Task
 
 Metrics = dict[str, jax.Array]
-"""Of a gradient step: a number [] each; NaN where the step has no such number, and means leave it out."""
+"""Of a gradient step: a number [] each; MISSING where the step has no such number, and means leave it out."""
+
+MISSING = float(jnp.finfo(jnp.float32).min)
+"""Of a metric: there is no such number. Not NaN, which is what a loss that went wrong is."""
 
 INTERVALS = {
     "learning_rate": "[0, inf)",
@@ -209,10 +212,10 @@ class Agent(struct.PyTreeNode):
         count = batches.reward.shape[0]
         numbers = (step - 1) * count + 1 + jnp.arange(count)
         agent, metrics = self.gradient_steps(batches, jax.random.split(key, count), numbers)
-        return agent, jax.tree.map(jnp.nanmean if self.period > 1 else jnp.mean, metrics)
+        return agent, jax.tree.map(mean_of_present if self.period > 1 else jnp.mean, metrics)
 
     def update_offline(self, keys: jax.Array, steps: jax.Array, prior: Any, grouped: bool) -> tuple[Self, Metrics]:
-        """Steps [n] on prior data alone, with a key each [n], and the means of their metrics.
+        """Steps [n] on prior data alone, with a key each [n], and the metrics of each [n].
 
         With `grouped`, where they `are_whole_groups`, each group is compiled as one and known to end in a delayed step.
         """
@@ -231,7 +234,7 @@ class Agent(struct.PyTreeNode):
             agent, metrics = jax.lax.scan(group, self, (grouping(keys, self.period), grouping(steps, self.period)))
         else:
             agent, metrics = jax.lax.scan(one, self, (keys, steps))
-        return agent, jax.tree.map(lambda x: jnp.nanmean(x.ravel()), metrics)
+        return agent, jax.tree.map(jnp.ravel, metrics)
 
     def are_whole_groups(self, first: int, steps: int) -> bool:
         """Whether so many steps after a phase's `first` ones are groups of `period`, which end in a delayed step."""
@@ -248,7 +251,7 @@ class Agent(struct.PyTreeNode):
 
         def wait(agent: Self, batch: Batch) -> tuple[Self, Metrics]:
             metrics = jax.eval_shape(delayed, agent, batch)[1]
-            return agent, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
+            return agent, jax.tree.map(lambda x: jnp.full(x.shape, MISSING, x.dtype), metrics)
 
         def one(agent: Self, x: tuple) -> tuple[Self, Metrics]:
             batch, key, number = x
@@ -262,7 +265,7 @@ class Agent(struct.PyTreeNode):
             agent, metrics = jax.lax.scan(lambda agent, x: agent.update_once(*x), agent, xs)
             # Nothing fuses with the delayed step, so that it rounds as it does behind a conditional.
             agent, more = jax.lax.optimization_barrier(delayed(agent, jax.tree.map(lambda x: x[-1], xs[0])))
-            return agent, metrics | jax.tree.map(lambda x: jnp.full(period, jnp.nan, x.dtype).at[-1].set(x), more)
+            return agent, metrics | jax.tree.map(lambda x: jnp.full(period, MISSING, x.dtype).at[-1].set(x), more)
 
         steps = batches, keys, numbers
         if not period or count % period:
@@ -279,6 +282,13 @@ class Agent(struct.PyTreeNode):
 def grouping(steps: jax.Array, size: int) -> jax.Array:
     """Arrays [steps, ...] as [groups, size, ...]."""
     return steps.reshape(-1, size, *steps.shape[1:])
+
+
+def mean_of_present(values: jax.Array) -> jax.Array:
+    """The mean [] of those of a metric's values [steps] that there are; MISSING if there is none."""
+    is_there = values != MISSING
+    count = is_there.sum(dtype=values.dtype)
+    return jnp.where(count > 0, jnp.where(is_there, values, 0).sum() / jnp.maximum(count, 1), MISSING)
 
 
 def scaled(loss: jax.Array) -> jax.Array:

@@ -30,29 +30,30 @@ class Collector:
         self.solved = np.zeros(len(seeds), bool)
         self.finished: list[list[tuple[float, bool]]] = [[] for _ in seeds]
         """Return and success of the episodes that ended since the last row of metrics."""
-        self.observation = np.stack([self.reset(run) for run in range(len(seeds))])
+        self.observation = np.stack([self.start(run, 0) for run in range(len(seeds))])
 
-    def reset(self, run: int) -> np.ndarray:
-        """Start the run's next episode."""
+    def forget(self, run: int) -> None:
+        """What was counted of the run's episode that is over."""
         self.actions[run] = []
         self.returns[run] = 0.0
         self.solved[run] = False
-        return self.environments[run].reset(self.episode_seed(run))
 
-    def episode_seed(self, run: int) -> int:
-        """What the run's present episode starts from."""
-        return episode_seed(self.seeds[run], 0, int(self.episode[run]))
+    def start(self, run: int, episode: int) -> np.ndarray:
+        """The first observation of the run's episode of this number, which its environment is in then."""
+        return self.environments[run].reset(episode_seed(self.seeds[run], 0, episode))
 
     def step(self, actions: np.ndarray) -> tuple[Batch, Episode]:
         """Act in every environment: the transitions [runs, ...], rewards as the learner sees them, and their episodes.
 
-        `observation` is afterwards what the next action is for: the start of a new episode where one has ended.
+        `observation` is afterwards what the next action is for: the start of a new episode where one has ended. Where
+        an environment fails, nothing has changed of what `state` keeps.
         """
         before = self.observation
         taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
         after = np.stack([s.next_observation for s in taken])
-        self.observation = after.copy()
         over = np.array([s.terminated or s.truncated for s in taken])
+        starts = {run: self.start(run, int(self.episode[run]) + 1) for run in np.flatnonzero(over).tolist()}
+        self.observation = after.copy()
         for run, result in enumerate(taken):
             self.actions[run].append(actions[run])
             self.returns[run] += result.reward
@@ -62,10 +63,11 @@ class Collector:
             score=np.asarray(self.task.score(self.returns, self.solved), np.float32),
             length=np.array([len(actions) for actions in self.actions], np.int32),
         )
-        for run in np.flatnonzero(over).tolist():
+        for run, start in starts.items():
             self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
             self.episode[run] += 1
-            self.observation[run] = self.reset(run)
+            self.observation[run] = start
+            self.forget(run)
         reward = np.array([s.reward for s in taken], np.float32)
         transition = Batch(
             observation=before,
@@ -103,13 +105,15 @@ class Collector:
         self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
         for run in range(len(self.seeds)):
             actions = list(arrays.get(f"episode_actions.{run}", ()))
-            self.observation[run] = self.environments[run].replay(self.episode_seed(run), actions)
+            seed = episode_seed(self.seeds[run], 0, int(self.episode[run]))
+            self.observation[run] = self.environments[run].replay(seed, actions)
             if np.array_equal(self.observation[run], arrays["observation"][run]):
                 self.actions[run] = actions
                 self.returns[run], self.solved[run] = progress["returns"][run], progress["solved"][run]
             else:
                 announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
                 self.episode[run] += 1
-                self.observation[run] = self.reset(run)
+                self.observation[run] = self.start(run, int(self.episode[run]))
+                self.forget(run)
                 anew.append(run)
         return anew

@@ -28,13 +28,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from common import tasks
 from common.errors import Refused
+from common.foreign import imported
 from common.tasks import Task
+
+mujoco = imported("mujoco", "MUJOCO_GL", "disabled")
 
 _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
 _HIDDEN_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}

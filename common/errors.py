@@ -1,14 +1,22 @@
-"""The one exception that the command line shows without a traceback, and how it and others are shown."""
+"""The exceptions that a command line shows without a traceback, and how they and others are shown."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from common import output
+
 
 class Refused(Exception):
     """A request that cannot be served: one line that names the thing and what would work (exit status 2)."""
+
+
+class EnvironmentFailed(Exception):
+    """An environment raised, or returned what is not finite: one line with its name, what it did, and the episode's
+    step (exit status 2)."""
 
 
 def one_line(error: BaseException) -> str:
@@ -17,10 +25,17 @@ def one_line(error: BaseException) -> str:
 
 
 def exiting(name: str, command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit with its status, None being success; `name` stands before a refusal's line."""
+    """Run a command and exit with its status, None being success; `name` stands before a refusal's line.
+
+    Nothing that the command says can make it fail, wherever its output goes.
+    """
+    output.guard()
     try:
         status = command()
-    except Refused as refusal:
+    except (Refused, EnvironmentFailed) as refusal:
         print(f"{name}: {refusal}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     sys.exit(status)

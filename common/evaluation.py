@@ -70,12 +70,21 @@ class Evaluator:
         except Lost as loss:
             self._start_alone(loss)
 
-    def __call__(self, act: Callable[[np.ndarray], Any], seeds: Sequence[int], step: int) -> list[Outcome]:
+    def __call__(
+        self,
+        act: Callable[[np.ndarray], Any],
+        seeds: Sequence[int],
+        step: int,
+        look: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
         """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
 
         Of a slot whose episodes are over nothing but zeros is seen. Episode k of a run starts from a seed that depends
         on the run's seed, `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in
         however many processes, where `act` treats a row alike wherever it stands (programs.py).
+
+        `look` is called between two steps; what it raises leaves the evaluation, as does EnvironmentFailed. It can then
+        be played again from its beginning.
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [
@@ -84,10 +93,10 @@ class Evaluator:
             for slot in range(self.slots)
         ]
         try:
-            played = self._play(act, schedule)
+            played = self._play(act, schedule, look)
         except Lost as loss:
             self._start_alone(loss)
-            played = self._play(act, schedule)
+            played = self._play(act, schedule, look)
         outcomes = []
         for run in range(self.runs):
             slots = played[run * self.slots : (run + 1) * self.slots]
@@ -115,7 +124,9 @@ class Evaluator:
         self.groups = []
         self._start(0)
 
-    def _play(self, act: Callable[[np.ndarray], Any], schedule: list[list[int]]) -> list[list[Played]]:
+    def _play(
+        self, act: Callable[[np.ndarray], Any], schedule: list[list[int]], look: Callable[[], None]
+    ) -> list[list[Played]]:
         """The episodes of each slot of all runs."""
         observations: np.ndarray | None = None
         for group, share in self.groups:
@@ -124,7 +135,7 @@ class Evaluator:
         while True:
             still = []
             for group, share in going:
-                seen = group.wait()
+                seen = group.wait(look)
                 if seen is None:
                     observations[share] = 0
                     continue

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import datasets, environments, tasks
+from common import datasets, environments, stops, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import Refused
@@ -55,6 +55,7 @@ def run(
         directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
     elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
         raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
+    stops.remedy(f"continue with --resume {directory.path}")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
     with (

@@ -4,14 +4,14 @@ A group of environments plays a schedule: for each, the seeds of the episodes th
 starts a schedule; then `wait` returns the observations [environments, o] to act on, and `act` takes the actions
 [environments, a] for them, until `wait` returns None and `played` holds what became of the episodes. Between `act` and
 `wait`, a group in a process of its own is at work while others are. Of an environment whose episodes are over nothing
-but zeros is seen, and it takes no notice of its actions.
+but zeros is seen, and it takes no notice of its actions. `look` is called between two steps of environments, and may
+raise what ends the play.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -22,10 +22,16 @@ from typing import NamedTuple
 import numpy as np
 
 from common.environments import Environment
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused
+from common.machine import tied
+from common.stops import left_to_parent, sheltered
 
 Schedule = Sequence[Sequence[int]]
 """For each environment, the seeds of its episodes."""
+
+
+LOOKS = 0.2
+"""Seconds between two looks, where others play."""
 
 
 class Lost(Exception):
@@ -48,6 +54,7 @@ class Here:
 
     def __init__(self, make: Callable[[], Environment], count: int):
         self.environments = [make() for _ in range(count)]
+        self._look: Callable[[], None] = lambda: None
         self.played: list[list[Played]] = []
         """For each environment, its episodes in the order of the schedule."""
 
@@ -59,8 +66,9 @@ class Here:
         """Take the actions for the last observations."""
         self._actions = actions
 
-    def wait(self) -> np.ndarray | None:
-        """The next observations, or None."""
+    def wait(self, look: Callable[[], None] = lambda: None) -> np.ndarray | None:
+        """The next observations, or None. Raises EnvironmentFailed."""
+        self._look = look
         try:
             return self._game.send(self._actions)
         except StopIteration as end:
@@ -78,10 +86,12 @@ class Here:
         going = [number for number, seeds in enumerate(schedule) if seeds]
         now = [Played(0.0, False, 0)] * len(schedule)
         for number in going:
+            self._look()
             observations[number] = self.environments[number].reset(schedule[number][0])
         while going:
             actions = yield observations
             for number in tuple(going):
+                self._look()
                 taken = self.environments[number].step(actions[number])
                 observations[number] = taken.next_observation
                 return_, success, length = now[number]
@@ -108,10 +118,11 @@ class Elsewhere:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
             self._connection, theirs = Pipe()
-            with theirs:
+            with theirs, sheltered():
                 start = f"from common.players import serve; serve({theirs.fileno()})"
+                # Tied, since in the midst of a step it would not see that the connection has ended.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", start],
+                    tied([sys.executable, "-P", "-c", start]),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
@@ -128,13 +139,15 @@ class Elsewhere:
         """As Here.act."""
         self._send(actions)
 
-    def wait(self) -> np.ndarray | None:
+    def wait(self, look: Callable[[], None] = lambda: None) -> np.ndarray | None:
         """As Here.wait."""
         try:
+            while not self._connection.poll(LOOKS):
+                look()
             reply = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
-        if isinstance(reply, Lost):
+        if isinstance(reply, Lost | EnvironmentFailed):
             raise reply
         if isinstance(reply, np.ndarray):
             return reply
@@ -162,8 +175,7 @@ class Elsewhere:
 
 def serve(descriptor: int) -> None:
     """The life of a process that plays, at the other end of a connection."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they are for the process that trains, which ends this one
+    left_to_parent()
     # The connection ends where that process does.
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, OSError):
         try:
@@ -175,7 +187,11 @@ def serve(descriptor: int) -> None:
             return
         while True:
             here.begin(connection.recv())
-            while (observations := here.wait()) is not None:
-                connection.send(observations)
-                here.act(connection.recv())
+            try:
+                while (observations := here.wait()) is not None:
+                    connection.send(observations)
+                    here.act(connection.recv())
+            except EnvironmentFailed as failure:
+                connection.send(failure)
+                return
             connection.send(here.played)

@@ -19,10 +19,18 @@ from common.distributions import one_hot_argmax
 from common.errors import Refused
 from common.replay import Batch, Episode, Replay
 
-STATIC = ("phase", "steps", "grouped")
+STATIC = ("phase", "block", "grouped")
 """Parameters of a program that are fixed when it is compiled."""
-SAME = ("step", "first", "prior")
+SAME = ("step", "first", "blocks", "prior")
 """Parameters of a program that are the same for all runs; all others have the runs as their leading axis."""
+
+MOST_STEPS = 2000
+"""Updates on prior data in one call, unless a single block has more."""
+LARGEST_BLOCKS = {"cpu": 8}
+"""Backend -> updates in one block, at most. Between blocks the host is asked whether there is another one, for which an
+accelerator waits."""
+LARGEST_BLOCK = 50
+"""On all other backends."""
 
 KEPT = 8
 """How many commands' programs a process keeps, for others that need the same."""
@@ -60,6 +68,21 @@ def count_devices(runs: int, asked: int | None) -> int:
     return asked or most
 
 
+def block_size(steps: int, period: int) -> int:
+    """Updates in each block of an interval of so many `steps`, of which the last block may have fewer.
+
+    A multiple of `period`, if the interval is, and where that can be a divisor of it: one program does for all.
+    """
+    largest = max(period, LARGEST_BLOCKS.get(jax.default_backend(), LARGEST_BLOCK) // period * period)
+    found = next((size for size in range(largest, 1, -period) if steps % size == 0), largest)
+    return min(found, steps)
+
+
+def most_blocks(size: int) -> int:
+    """How many blocks of this size one call may have."""
+    return max(1, MOST_STEPS // size)
+
+
 class Learner(struct.PyTreeNode):
     """What training changes, on the device; every array has the runs as its leading axis."""
 
@@ -80,8 +103,6 @@ class Program:
     def __init__(self, programs: Programs, function: Callable, donates: bool = False):
         """Of a function with positional parameters; `donates` gives the memory of the first to what is returned."""
         self.programs, self.names = programs, tuple(inspect.signature(function).parameters)
-        self.compiled: dict[tuple, jax.stages.Compiled] = {}
-        """Values of the static parameters -> what `compile` has compiled for them."""
         functools.update_wrapper(self, function)
 
         @functools.wraps(function)
@@ -101,21 +122,18 @@ class Program:
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns for all runs."""
-        arguments = self._ready(arguments)
-        fixed, moving = self._split(arguments)
-        program = self.compiled.get(tuple(fixed.values()))
-        returned = self.jitted(*arguments) if program is None else program(*moving.values())
+        returned = self.jitted(*self._ready(arguments))
         if not isinstance(returned, tuple):
             return self._returned(returned)
         return tuple(self._returned(part) for part in returned)
 
-    def compile(self, *arguments: Any) -> jax.stages.Compiled:
-        """What a call with these arguments runs, compiled once; before the first call, so that both can be timed."""
-        arguments = self._ready(arguments)
-        values = tuple(self._split(arguments)[0].values())
-        if values not in self.compiled:
-            self.compiled[values] = self.jitted.lower(*arguments).compile()
-        return self.compiled[values]
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """What a call with such arguments runs, traced. Once its `compile` has been called, no call waits for it."""
+        return self.jitted.lower(*self._ready(arguments))
+
+    def fixed(self, arguments: Sequence[Any]) -> tuple:
+        """The static ones of a call's arguments, for which it is compiled anew."""
+        return tuple(self._split(arguments)[0].values())
 
     def _split(self, arguments: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The static arguments and the others, by name."""
@@ -239,18 +257,39 @@ class Programs:
         return learner.replace(agent=agent), action, metrics
 
     def _offline(
-        self, agents: Any, seeds: jax.Array, phase: str, first: jax.Array, steps: int, grouped: bool, prior: Any
+        self,
+        agents: Any,
+        seeds: jax.Array,
+        phase: str,
+        first: jax.Array,
+        block: int,
+        blocks: jax.Array,
+        grouped: bool,
+        prior: Any,
     ) -> tuple[Any, Metrics]:
-        """`steps` updates on prior data alone, after the phase's `first` ones: the agents, and the metrics' means.
+        """`blocks` times `block` updates on prior data alone, after the phase's `first` ones: the agents, and the
+        metrics of every update, [runs, n], of which the first `blocks * block` have taken place.
 
-        For `grouped`, see `Agent.update_offline`.
+        How many blocks there are is no part of what is compiled, so that calls may be as long as is useful: numbers are
+        the same. For `grouped`, see `Agent.update_offline`.
         """
 
         def one_run(agent: Any, seed: jax.Array) -> tuple[Any, Metrics]:
-            numbers = first + 1 + jnp.arange(steps)
             key = run_key(seed, OFFLINE, self.order.index(phase))
-            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-            return agent.update_offline(keys, numbers, prior, grouped)
+
+            def one_block(number: jax.Array, agent: Any) -> tuple[Any, Metrics]:
+                numbers = first + 1 + number * block + jnp.arange(block)
+                keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+                return agent.update_offline(keys, numbers, prior, grouped)
+
+            def step(number: jax.Array, learnt: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+                agent, metrics = one_block(number, learnt[0])
+                return agent, jax.tree.map(lambda rows, new: rows.at[number].set(new), learnt[1], metrics)
+
+            told = jax.eval_shape(lambda: one_block(jnp.int32(0), agent)[1])
+            empty = jax.tree.map(lambda x: jnp.zeros((most_blocks(block), *x.shape), x.dtype), told)
+            agent, metrics = jax.lax.fori_loop(0, blocks, step, (agent, empty))
+            return agent, jax.tree.map(jnp.ravel, metrics)
 
         return self.over_runs(one_run)(agents, seeds)
 

@@ -33,6 +33,11 @@ class Progress:
     """In all phases."""
     diverged_at_step: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Run, as JSON names it -> {"phase": ..., "step": ...} of its first action that was not finite."""
+    not_finite_at_step: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Run, as JSON names it -> {"phase": ..., "step": ..., "metric": ...} of the first that was seen not to be
+    finite; online it is looked at where a row of metrics is written."""
+    owes_evaluation: bool = False
+    """Whether the evaluation of the present step was left before its end."""
     episode_scores: list[list[float]] = field(default_factory=list)
     """[runs][episodes], percent: of the last evaluation; empty before it, and for tasks without a score."""
     earlier_seconds: float = 0.0

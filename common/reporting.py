@@ -11,16 +11,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from common.commandline import Run
 from common.evaluation import Outcome
+from common.foreign import imported
 from common.progress import Progress
 from common.runs import RunDirectory, writing
 from common.tasks import Task
 from common.terminal import Bar
 from common.trackers import Trackers
+
+Figure = imported("matplotlib.figure", "MPLBACKEND").Figure
 
 
 class Reporter:
@@ -60,7 +62,9 @@ class Reporter:
         """Drop the rows that were written after the checkpoint, and say where it goes on."""
         phase, step, order = self.progress.phase, self.progress.step, self.progress.order
         for table in (self.directory.metrics, self.directory.evaluations):
-            table.keep(r for r in table.rows() if (order(r["phase"]), int(r["step"])) <= (order(phase), step))
+            owed = self.progress.owes_evaluation and table is self.directory.evaluations
+            place = order(phase), step - owed
+            table.keep(r for r in table.rows() if (order(r["phase"]), int(r["step"])) <= place)
         self.announce(f"resuming in the {phase} phase after step {step}")
 
     def log(self, metrics: Mapping[str, jax.Array], more: Sequence[Mapping[str, float]]) -> None:
@@ -99,6 +103,13 @@ class Reporter:
             self.progress.diverged_at_step[str(run)] = {"phase": phase, "step": step}
             self.announce(f"run {run} (seed {self.seeds[run]}) has diverged at {phase} step {step}")
 
+    def not_finite(self, run: int, metric: str, step: int) -> None:
+        """Note that a metric of a run was not finite, and say so the first time."""
+        if str(run) not in self.progress.not_finite_at_step:
+            phase = self.progress.phase
+            self.progress.not_finite_at_step[str(run)] = {"phase": phase, "step": step, "metric": metric}
+            self.announce(f"run {run} (seed {self.seeds[run]}): {metric} is not finite at {phase} step {step}")
+
     def interrupted(self, resumable: bool) -> None:
         """Say where it stops, and how it goes on."""
         kept = f"continue with --resume {self.directory.path}" if resumable else "checkpoints were off"
@@ -112,6 +123,7 @@ class Reporter:
             "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
             "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0] if k != "episode_scores"},
             "diverged_at_step": progress.diverged_at_step,
+            "not_finite_at_step": progress.not_finite_at_step,
             "steps_per_second": progress.speed,
             "steps_per_second_with_evaluation": progress.speed_with_evaluation,
             "learning_seconds": progress.learning_seconds,

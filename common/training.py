@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import signal
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,42 +12,26 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from common import environments
+from common import environments, stops
 from common.checkpoints import Checkpoints, Saving, pack, unpack
 from common.collection import Collector
 from common.commandline import Request
 from common.datasets import Dataset
+from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, useful_workers
-from common.programs import Learner, Programs
+from common.means import Means, first_not_finite, known
+from common.programs import Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
-from common.replay import Batch, Replay
+from common.replay import Batch, Episode, Replay
 from common.reporting import Reporter
 from common.runs import RunDirectory
+from common.stops import Stopped, Watch
 from common.tasks import Task
 
 SAVING_SHARE = 0.05
 """Of the time, for checkpoints, where the user names no interval."""
-
-
-class Interruption:
-    """Notes SIGTERM and Ctrl-C, so that the loop can write a checkpoint before it leaves."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        """The signal's number, once there was one."""
-
-    def __enter__(self) -> Interruption:
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def note(self, number: int, _: Any) -> None:
-        """The handler; a second signal of the kind acts at once."""
-        self.received = number
-        signal.signal(number, self.before[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+CALL_SECONDS = 1.0
+"""What a call of many updates should take, for a stop waits for it."""
 
 
 class Result(NamedTuple):
@@ -56,9 +40,9 @@ class Result(NamedTuple):
     folder: Path
     """The run directory."""
     summary: dict[str, Any] | None
-    """What stands in summary.json, with nan where that has null; None where the session was interrupted."""
+    """What stands in summary.json, with nan where that has null; None where the session came to no end."""
     status: int
-    """The exit status: 0, or 128 and the number of the signal that has interrupted it."""
+    """The exit status: 0; 2 where an environment failed; 128 and the number of the signal that has interrupted it."""
 
 
 class Session:
@@ -97,6 +81,13 @@ class Session:
         every = run.eval_every if run.checkpoint_every is None else run.checkpoint_every
         self.saving = Saving(every, SAVING_SHARE if run.checkpoint_every is None else None)
         self.checkpoints = Checkpoints(directory.path / "checkpoints") if every else None
+        self.kept_at: int | None = None
+        """The step, of all phases together, of the newest checkpoint; None without one."""
+        self.means = Means(len(self.seeds))
+        self.prepared: set[tuple] = set()
+        """What calls were seen to be compiled."""
+        self.pace = math.inf
+        """Seconds that an update on prior data took the last time."""
 
         self.device_seeds = programs.place(np.array(self.seeds, np.int32))
         self.prior = None if prior is None else programs.share(prior)
@@ -141,16 +132,19 @@ class Session:
         arrays = pack(self.learner, filled, self.programs.host)
         played, episodes = self.collector.state() if self.collector else ({}, {})
         actions = {} if self.action is None else {"action": self.action}
-        self.checkpoints.save(self.progress.total_step, arrays | played | actions, self.progress.state() | episodes)
+        state = self.progress.state() | episodes | {"means": self.means.state()}
+        self.checkpoints.save(self.progress.total_step, arrays | played | actions, state)
+        self.kept_at = self.progress.total_step
         self.saving.done(start)
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; drop the rows written after it."""
         found = self.checkpoints.restore(self.reporter.announce) if self.checkpoints else None
         if found is not None:
-            _, arrays, state = found
+            self.kept_at, arrays, state = found
             anew = self.collector.restore(arrays, state, self.reporter.announce) if self.collector else []
             self.progress.restore(state)
+            self.means.restore(state.get("means", {}))
             for phase in list(self.progress.phases)[1 : 1 + self.progress.order(self.progress.phase)]:
                 self.enter(phase)
             self.learner = self.programs.place(unpack(self.programs.host(self.learner), arrays))
@@ -165,58 +159,100 @@ class Session:
 
     def train(self) -> Result:
         """Every phase that is left, and the summary."""
-        progress = self.progress
-        with self.reporter.live(), Interruption() as interruption:
-            going = True
-            for phase in list(progress.phases)[progress.order(progress.phase) :]:
-                if phase != progress.phase:
-                    self.enter(phase)
-                    progress.enter(phase)
-                going = (self.online if phase == "online" else self.offline)(interruption)
-                if not going:
-                    break
-        if not going:
-            self.reporter.interrupted(self.checkpoints is not None)
-            return Result(self.folder, None, 128 + interruption.received)
-        return Result(self.folder, self.reporter.finish(self.horizon), 0)
+        failure = None
+        with self.reporter.live(), stops.noting(self.reporter.announce) as watch:
+            try:
+                self.learn(watch)
+            except (Stopped, EnvironmentFailed) as error:
+                failure = error
+                if self.checkpoints and self.progress.total_step not in (0, self.kept_at):
+                    self.save()
+        if failure is None:
+            return Result(self.folder, self.reporter.finish(self.horizon), 0)
+        if isinstance(failure, EnvironmentFailed):
+            self.reporter.announce(str(failure))
+        self.reporter.interrupted(self.checkpoints is not None)
+        return Result(self.folder, None, 2 if isinstance(failure, EnvironmentFailed) else 128 + watch.received)
 
-    def offline(self, interruption: Interruption) -> bool:
-        """A phase of updates on prior data, an interval in one jitted call. False if interrupted."""
-        progress, run, programs = self.progress, self.request.run, self.programs
-        phase, total = progress.phase, progress.phases[progress.phase]
+    def learn(self, watch: Watch) -> None:
+        """Every phase that is left. Raises Stopped and EnvironmentFailed, where a checkpoint can be written."""
+        progress = self.progress
+        if progress.owes_evaluation:
+            self.evaluate(watch)
+        for phase in list(progress.phases)[progress.order(progress.phase) :]:
+            if phase != progress.phase:
+                self.prepare(watch, self.programs.enter, self.learner.agent, self.device_seeds, phase, self.prior)
+                self.enter(phase)
+                progress.enter(phase)
+            (self.online if phase == "online" else self.offline)(watch)
+
+    def prepare(self, watch: Watch, program: Program, *arguments: Any) -> None:
+        """Compile a program before its first call, while signals are looked for."""
+        call = program, *program.fixed(arguments)
+        if call in self.prepared or jax.config.jax_disable_jit:
+            return
+        start = time.perf_counter()
+        watch.aside(program.lower(*arguments).compile)
+        self.prepared.add(call)
+        self.progress.compile_seconds += time.perf_counter() - start
+
+    def offline(self, watch: Watch) -> None:
+        """A phase of updates on prior data, by calls of about a second."""
+        progress, run = self.progress, self.request.run
+        total = progress.phases[progress.phase]
         nothing_played = {"episode_return": np.nan, "episode_success": np.nan} if self.collector else {}
         while progress.step < total:
-            first = progress.step
-            # To the next row of metrics or the next evaluation, whichever comes first.
-            steps = min(total, *((first // every + 1) * every for every in (run.log_every, run.eval_every))) - first
-            grouped = self.learner.agent.are_whole_groups(first, steps)
-            arguments = (self.learner.agent, self.device_seeds, phase, first, steps, grouped, self.prior)
-            start = time.perf_counter()
-            programs.offline.compile(*arguments)
-            progress.compile_seconds += time.perf_counter() - start
-            start = time.perf_counter()
-            agent, metrics = programs.offline(*arguments)
-            self.learner = self.learner.replace(agent=agent)
-            progress.step = first + steps
-            metrics = jax.device_get(metrics)  # waits
-            progress.learnt(steps, time.perf_counter() - start)
-            self.reporter.log(metrics, [nothing_played] * len(self.seeds))
-            self.reporter.advance(phase)
-            if not self.goes_on(first, interruption):
-                return False
-        return True
+            # From one row of metrics or evaluation to the next one of either, in blocks that are the same wherever a
+            # checkpoint lies between them.
+            rows = run.log_every, run.eval_every
+            first = max(progress.step // every * every for every in rows)
+            last = min(total, *((progress.step // every + 1) * every for every in rows))
+            grouped = self.learner.agent.are_whole_groups(first, last - first)
+            size = block_size(last - first, self.learner.agent.period if grouped else 1)
+            while progress.step < last:
+                watch.look()
+                self.update(watch, min(size, last - progress.step), last, grouped)
+                self.reporter.advance(progress.phase)
+            self.reporter.log(self.means.take(), [nothing_played] * len(self.seeds))
+            self.round_off(first, watch)
 
-    def online(self, interruption: Interruption) -> bool:
-        """The online phase: one environment step of all runs and one jitted call at a time. False if interrupted."""
+    def update(self, watch: Watch, block: int, last: int, grouped: bool) -> None:
+        """Updates on prior data, in whole blocks, up to step `last` or for about a second."""
+        progress, first = self.progress, self.progress.step
+        affordable = 1 if math.isinf(self.pace) else int(CALL_SECONDS / self.pace / block)
+        blocks = max(1, min((last - first) // block, affordable, most_blocks(block)))
+        call = (self.learner.agent, self.device_seeds, progress.phase, first, block, blocks, grouped, self.prior)
+        self.prepare(watch, self.programs.offline, *call)
+        start = time.perf_counter()
+        agent, metrics = self.programs.offline(*call)
+        self.learner = self.learner.replace(agent=agent)
+        metrics = {name: x[:, : blocks * block] for name, x in self.programs.host(metrics).items()}  # waits
+        seconds = time.perf_counter() - start
+        self.pace = seconds / (blocks * block)
+        progress.step += blocks * block
+        progress.learnt(blocks * block, seconds)
+        self.means.add(metrics)
+        for run, (step, name) in first_not_finite(metrics).items():
+            self.reporter.not_finite(run, name, first + 1 + step)
+
+    def online(self, watch: Watch) -> None:
+        """The online phase: one environment step of all runs and one jitted call at a time."""
         progress, run, programs = self.progress, self.request.run, self.programs
         learning_from = max(self.request.config.start_training, progress.step) + 1
         shown = 0.0
         if self.action is None:
+            self.prepare(watch, programs.choose, *self.about_to_act())
             self.action = self.next_action()
         while progress.step < progress.phases["online"]:
+            step = progress.step + 1
+            # Before the environments are in another state than the learner.
+            if step == learning_from:
+                self.prepare(watch, programs.learn, *self.like_a_step(), self.prior)
+            elif step < learning_from:
+                self.prepare(watch, programs.collect, *self.like_a_step())
             start = time.perf_counter()
-            progress.step = step = progress.step + 1
             transition, episode = self.collector.step(self.action)
+            progress.step = step
             arguments = (self.learner, self.device_seeds, step, transition, episode, self.collector.observation)
             if step < learning_from:
                 self.learner, action = programs.collect(*arguments)
@@ -233,33 +269,53 @@ class Session:
                 shown = now
                 self.reporter.advance("online" if metrics else "collecting")
             if metrics and step % run.log_every == 0:
-                self.reporter.log(metrics, self.collector.report())
-            if not self.goes_on(step - 1, interruption):
-                return False
-        return True
+                metrics = programs.host(metrics)
+                for which, (_, name) in first_not_finite({n: x[:, None] for n, x in metrics.items()}).items():
+                    self.reporter.not_finite(which, name, step)
+                self.reporter.log(known(metrics), self.collector.report())
+            self.round_off(step - 1, watch)
 
-    def goes_on(self, first: int, interruption: Interruption) -> bool:
-        """Evaluate and save, if that is due after the steps that follow `first`. False if it must not go on."""
-        progress, run = self.progress, self.request.run
-        last, stop = progress.phase_is_over, interruption.received is not None
-        if last or progress.step % run.eval_every == 0:
-            self.evaluate()
-        if self.checkpoints and (last or stop or self.saving.due(first, progress.step)):
+    def like_a_step(self) -> tuple:
+        """What `collect` and `learn` take of an environment step, in its shapes."""
+        runs, seen = len(self.seeds), self.collector.observation
+        nothing = np.zeros(runs, np.float32)
+        transition = Batch(seen, np.zeros_like(self.action), nothing, nothing, seen)
+        episode = Episode(np.zeros(runs, bool), nothing, np.zeros(runs, np.int32))
+        return self.learner, self.device_seeds, 1, transition, episode, seen
+
+    def round_off(self, first: int, watch: Watch) -> None:
+        """Evaluate and save, if that is due after the steps that follow `first`; then look for signals."""
+        progress = self.progress
+        last = progress.phase_is_over
+        if last or progress.step % self.request.run.eval_every == 0:
+            progress.owes_evaluation = True
+            self.evaluate(watch)
+        if self.checkpoints and (last or self.saving.due(first, progress.step)):
             self.save()
-        return not stop or progress.total_step == progress.total
+        if progress.total_step < progress.total:
+            watch.look()
 
-    def evaluate(self) -> None:
-        """Evaluate every run."""
+    def evaluate(self, watch: Watch) -> None:
+        """Evaluate every run. Where it is left in the middle, it is still owed, and played from its beginning then."""
         start = time.perf_counter()
         agent, step = self.learner.agent, self.progress.total_step
-        outcomes = self.evaluator(lambda x: self.playable(self.programs.act(agent, x)), self.seeds, step)
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            self.prepare(watch, self.programs.act, agent, observations)
+            return self.playable(self.programs.act(agent, observations))
+
+        outcomes = self.evaluator(act, self.seeds, step, watch.look)
+        self.progress.owes_evaluation = False
         self.reporter.evaluated(outcomes)
         self.progress.evaluated(time.perf_counter() - start)
 
     def next_action(self) -> np.ndarray:
         """What every run does next, [runs, a], where no transition has led to it in this process."""
-        arguments = (self.learner.agent, self.device_seeds, self.progress.step, self.collector.observation)
-        return self.playable(self.programs.choose(*arguments))
+        return self.playable(self.programs.choose(*self.about_to_act()))
+
+    def about_to_act(self) -> tuple:
+        """What `choose` takes."""
+        return self.learner.agent, self.device_seeds, self.progress.step, self.collector.observation
 
     def playable(self, action: np.ndarray) -> np.ndarray:
         """Actions [runs, ..., a], zero where they are not finite: a run that has diverged scores and stops no other."""

@@ -118,5 +118,5 @@ def learnt(kind, config, phase, seeds):
         learner, _, metrics = programs.learn(*arguments)
         agents = learner.agent
     else:
-        agents, metrics = programs.offline(agents, places, phase, 0, 3, False, prior)
+        agents, metrics = programs.offline(agents, places, phase, 0, 3, 1, False, prior)
     return programs.host((agents, metrics))

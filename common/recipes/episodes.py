@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +15,7 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from common.machine import cores
+from common.stops import left_to_parent, sheltered
 
 FEW = 5000
 """Transitions that are made before other processes have started."""
@@ -75,16 +78,17 @@ def workers(size: int) -> Iterator[Stream]:
         return
     count = cores()
     # Not by fork: JAX and its threads may be running.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_to_help) as pool:
 
         def stream(function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, None]:
             pending: deque[Future] = deque()
             number = 0
             try:
                 while True:
-                    while len(pending) < 3 * count:
-                        pending.append(pool.submit(function, *arguments, number))
-                        number += 1
+                    with sheltered():  # where there are not all processes yet, this starts one
+                        while len(pending) < 3 * count:
+                            pending.append(pool.submit(function, *arguments, number))
+                            number += 1
                     yield pending.popleft().result()
             finally:
                 for future in pending:
@@ -93,7 +97,17 @@ def workers(size: int) -> Iterator[Stream]:
         try:
             yield stream
         finally:
+            # Who leaves does not wait for episodes that nobody wants any more.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_to_help() -> None:
+    """In a new process: leave signals to the one that it helps, and end with it, however it ends."""
+    left_to_parent()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _one_by_one(function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, None]:

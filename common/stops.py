@@ -1,0 +1,287 @@
+"""Signals that ask a command to stop: answered in a line at once, and obeyed as soon as nothing is lost by it.
+
+A command's own process is watched from its first line to its last (`commanding`). A thread reads the signals, so that
+the answer waits for nothing. While there is nothing to lose, an exception takes the main thread out of whatever it is
+doing; if that does not get through to it within PATIENCE, the process ends without it. Where there is something to lose
+(`noting`), a signal is noted, and the loop looks for it. A second signal ends the process at once.
+
+In a process of somebody else's, such as a notebook's, signals are noted while runs are trained, and a second one does
+what it did before. Processes that help take no notice of any (`sheltered`, `left_to_parent`): the one that they help
+ends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; what schedulers and `kill` send; a terminal that closes; what Slurm can be told to send ahead of time."""
+ANSWER = "stopping; again to stop without a checkpoint"
+PATIENCE = 1.0
+"""Seconds that the main thread has to come out of one long call, where nothing is lost."""
+CLEARING = 5.0
+"""Seconds that it has then to clear up."""
+
+T = TypeVar("T")
+
+
+class Stopped(BaseException):
+    """There was a signal, and nothing is lost by leaving."""
+
+
+class Watch:
+    """What is known of the signals of this process."""
+
+    def __init__(self, announce: Callable[[str], None], owns_process: bool):
+        """`announce` is told the answer. Only a process that it owns does the watch ever end."""
+        self.announce, self.owns_process = announce, owns_process
+        self.received: int | None = None
+        """The first signal's number, once there was one."""
+        self.is_noting = False
+        """Whether signals are noted; else they take the main thread out of what it does."""
+        self.remedy = ""
+        """What helps after an end at which nothing was lost, such as how to resume."""
+        self.left = threading.Event()
+        """Set once the main thread is on its way out."""
+        self.aside_thread: threading.Thread | None = None
+        self.before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Handle the signals. In threads that are not the main one nothing can: there, nothing is noted."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            now = signal.getsignal(number)
+            # A process that was told to survive its terminal (nohup) goes on.
+            if now == self.handle or (number == signal.SIGHUP and now is signal.SIG_IGN):
+                continue
+            self.before.setdefault(number, signal.signal(number, self.handle))
+
+    def listen(self) -> None:
+        """Have a thread read the signals, whatever the main thread does."""
+        reader, self.writer = socket.socketpair()
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self.read, args=(reader,), daemon=True, name="signals").start()
+
+    def uninstall(self) -> None:
+        """Signals do again what they did before; in a process of its own, which has nothing left to do, they end it."""
+        if self.owns_process:
+            signal.set_wakeup_fd(-1)
+            self.writer.close()
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if self.owns_process else handler)
+        self.before = {}
+
+    def read(self, reader: socket.socket) -> None:
+        """The life of the thread."""
+        with reader:
+            while numbers := reader.recv(64):
+                for number in numbers:
+                    # Others may have handlers of their own for a while, as a simulator's.
+                    if number in SIGNALS and signal.getsignal(number) == self.handle:
+                        self.arrived(number)
+
+    def arrived(self, number: int) -> None:
+        """Answer the first signal; end the process at the second, or if the main thread does not hear the first."""
+        if self.received is not None:
+            end(128 + number)
+        self.received = number
+        # In threads of their own, since a terminal may take nothing, and the next signal must still be read.
+        threading.Thread(target=self.announce, args=(ANSWER,), daemon=True).start()
+        if not self.is_noting:
+            threading.Thread(target=self.see_it_end, daemon=True).start()
+
+    def see_it_end(self) -> None:
+        """End the process if the main thread does not, unless it has come to where signals are noted."""
+        if not self.left.wait(PATIENCE):
+            if not self.is_noting:
+                self.end_here()
+            return
+        threading.Event().wait(CLEARING)
+        self.end_here()
+
+    def end_here(self) -> NoReturn:
+        """End the process, at which nothing is lost."""
+        end(128 + self.received, self.announce, self.farewell())
+
+    def farewell(self) -> str:
+        """The last line."""
+        return f"interrupted; {self.remedy}" if self.remedy else "interrupted"
+
+    def handle(self, number: int, _: Any) -> None:
+        """In the main thread, between two of its steps."""
+        if not self.owns_process:
+            if self.received is None:
+                self.received = number
+                for other, handler in self.before.items():
+                    signal.signal(other, handler)
+                self.announce(ANSWER)
+            return
+        if not self.is_noting and not self.left.is_set():
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """Take the main thread out of what it does."""
+        self.left.set()
+        raise Stopped
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[Watch]:
+        """Signals are noted inside."""
+        self.install()  # again, where a simulator has put others in their place
+        self.is_noting = True
+        if self.received is not None:  # and has not got through
+            self.is_noting = False
+            self.leave()
+        try:
+            yield self
+        finally:
+            self.is_noting = False
+
+    def look(self) -> None:
+        """Raise Stopped if a signal was noted."""
+        if self.received is not None:
+            raise Stopped
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """What `work()` returns, which holds the main thread for long, such as a compiler; leaves it to itself, and
+        raises Stopped, once a signal is noted."""
+        if not self.before:
+            return work()
+        returned: list[T] = []
+        raised: list[BaseException] = []
+
+        def working() -> None:
+            try:
+                returned.append(work())
+            except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
+                raised.append(error)
+
+        self.aside_thread = threading.Thread(target=working, daemon=True)
+        self.aside_thread.start()
+        while self.aside_thread.is_alive():
+            self.aside_thread.join(0.1)
+            if self.aside_thread.is_alive():
+                self.look()
+        if raised:
+            raise raised[0]
+        return returned[0]
+
+
+_watch: Watch | None = None
+"""That of a process which is a command's own."""
+
+
+@contextlib.contextmanager
+def commanding(announce: Callable[[str], None]) -> Iterator[Watch]:
+    """What is inside is all that this process is for: a signal ends it, with status 128 and the signal's number."""
+    global _watch
+    _watch = watch = Watch(announce, owns_process=True)
+    watch.install()
+    watch.listen()
+    try:
+        yield watch
+    except Stopped:
+        watch.announce(watch.farewell())
+        leave(watch, 128 + watch.received)
+    except SystemExit as leaving:
+        leave(watch, leaving.code)
+    finally:
+        watch.uninstall()
+        _watch = None
+
+
+def leave(watch: Watch, status: Any) -> NoReturn:
+    """Exit, by the usual way unless a thread has been left in the middle of its work, which could not be ended."""
+    if watch.aside_thread is not None and watch.aside_thread.is_alive():
+        end(status if isinstance(status, int) else 1)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def noting(announce: Callable[[str], None]) -> Iterator[Watch]:
+    """Signals are noted inside, whosever this process is."""
+    if _watch is not None:
+        with _watch.noting() as watch:
+            yield watch
+        return
+    watch = Watch(announce, owns_process=False)
+    try:
+        with watch.noting():
+            yield watch
+    finally:
+        watch.uninstall()
+
+
+def remedy(text: str) -> None:
+    """What helps from here on if the process is ended by a signal."""
+    if _watch is not None:
+        _watch.remedy = text
+
+
+def end(status: int, announce: Callable[[str], None] = print, text: str = "") -> NoReturn:
+    """End the process here and now, with a last line, a cursor at the terminal and no wait for either."""
+
+    def last_words() -> None:
+        if text:
+            announce(text)
+        # Nobody is left to hear of what cannot be written.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if sys.stdout.isatty():
+                sys.stdout.write("\x1b[?25h")
+            sys.stdout.flush()
+
+    words = threading.Thread(target=last_words, daemon=True)
+    words.start()
+    words.join(0.3)
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def sheltered() -> Iterator[None]:
+    """A process that is started inside gets none of the signals until it is ready to (`left_to_parent`).
+
+    Else Ctrl-C, which reaches a whole group of processes, would end it in the midst of its imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def left_to_parent() -> None:
+    """In a process that helps another: the signals are for that one, which ends this one."""
+    for number in SIGNALS:
+        # Not SIG_IGN, which what this process may start would inherit.
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def while_importing() -> None:
+    """Until a command is watched, a signal ends a program that is an algorithm's file in one line.
+
+    Nothing is touched where anything else imports this, such as a notebook or a test.
+    """
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None or Path(file).resolve().parent.name != "algorithms":
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _end_importing)
+
+
+def _end_importing(number: int, _: Any) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted before anything was begun\n")
+    os._exit(128 + number)
