@@ -33,10 +33,10 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from common import tasks
 from common.errors import Refused
-from common.foreign import imported
+from common.foreign import simulator
 from common.tasks import Task
 
-mujoco = imported("mujoco", "MUJOCO_GL", "disabled")
+mujoco = simulator()
 
 _GOAL_ORDER = ("achieved_goal", "observation", "desired_goal")
 _HIDDEN_GOAL_SIZES = {"antmaze": 29, "pointmaze": 4}

@@ -1,22 +1,37 @@
-"""Libraries that obey environment variables which other projects, shells and notebooks have left behind."""
+"""Libraries that obey environment variables which other projects, shells and notebooks have left behind.
+
+Nothing of ours draws on a screen, so that none of these is needed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import sys
 from types import ModuleType
 
 
-def imported(name: str, variable: str, instead: str = "") -> ModuleType:
-    """The module of this name, although an environment variable may ask it for what is not here.
-
-    Where it cannot be imported with the variable as it is, `instead` takes the value's place for this process: nothing
-    of ours needs what the variable chooses.
-    """
+def simulator() -> ModuleType:
+    """MuJoCo, although MUJOCO_GL may ask it for a library to draw with that is not here."""
     try:
-        return importlib.import_module(name)
-    except Exception:  # whatever the library raises at a value that it does not know, or cannot follow
-        if os.environ.get(variable, instead) == instead:
+        return importlib.import_module("mujoco")
+    except Exception:  # whatever the library that should draw raises
+        if "MUJOCO_GL" not in os.environ:
             raise
-    os.environ[variable] = instead
-    return importlib.import_module(name)
+    os.environ["MUJOCO_GL"] = "disabled"
+    return importlib.import_module("mujoco")
+
+
+def figures() -> ModuleType:
+    """matplotlib.figure, although MPLBACKEND may name a backend that this Python does not have, as a notebook's."""
+    if "matplotlib" in sys.modules or "MPLBACKEND" not in os.environ:
+        return importlib.import_module("matplotlib.figure")
+    backend = os.environ.pop("MPLBACKEND")
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    finally:
+        os.environ["MPLBACKEND"] = backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
+    return importlib.import_module("matplotlib.figure")

@@ -69,6 +69,11 @@ def run(
 
 def check(request: Request, task: Task) -> None:
     """Raise Refused for what can be seen to be impossible before there are data."""
+    if jax.config.jax_disable_jit:
+        raise Refused(
+            "JAX_DISABLE_JIT is set, and whole runs without compiling would take for ever: unset it; JAX_DEBUG_NANS=1 "
+            "finds where a number goes wrong, and an agent's methods can be called one by one"
+        )
     Trackers.check(request.run)
     count_devices(request.number_of_runs, request.run.devices)
     if request.run.dataset is not None and not request.config.uses_prior_data:

@@ -36,16 +36,24 @@ class Tolerant:
         return getattr(self.stream, name)
 
 
-def guard() -> None:
-    """Make this process's output, which may be closed or know few letters, such that nothing fails for it."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+def open_standard_streams() -> None:
+    """Lead those of this process that are closed to nowhere.
+
+    Else a file that is opened later would have the number of one, and take what libraries write.
+    """
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # Else a file that is opened later would have its number, and take what libraries write.
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free
+            os.set_inheritable(number, True)
+
+
+def guard() -> None:
+    """Make this process's output, which may be closed or know few letters, such that nothing fails for it."""
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if name == "stdin" or isinstance(stream, Tolerant):
+        if isinstance(stream, Tolerant):
             continue
         if stream is None:
             stream = open(os.devnull, "w")  # noqa: SIM115 - until the process ends

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from common.commandline import Run
 from common.evaluation import Outcome
-from common.foreign import imported
+from common.foreign import figures
 from common.progress import Progress
 from common.runs import RunDirectory, writing
 from common.tasks import Task
 from common.terminal import Bar
 from common.trackers import Trackers
 
-Figure = imported("matplotlib.figure", "MPLBACKEND").Figure
+Figure = figures().Figure
 
 
 class Reporter:

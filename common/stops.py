@@ -13,6 +13,7 @@ ends them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -49,9 +50,12 @@ class Watch:
         """Whether signals are noted; else they take the main thread out of what it does."""
         self.remedy = ""
         """What helps after an end at which nothing was lost, such as how to resume."""
+        self.heard = threading.Event()
+        """Set once the thread has read a signal."""
         self.left = threading.Event()
         """Set once the main thread is on its way out."""
-        self.aside_thread: threading.Thread | None = None
+        self.answering: threading.Thread | None = None
+        """Says so to the user."""
         self.before: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -96,7 +100,9 @@ class Watch:
             end(128 + number)
         self.received = number
         # In threads of their own, since a terminal may take nothing, and the next signal must still be read.
-        threading.Thread(target=self.announce, args=(ANSWER,), daemon=True).start()
+        self.answering = threading.Thread(target=self.announce, args=(ANSWER,), daemon=True)
+        self.answering.start()
+        self.heard.set()
         if not self.is_noting:
             threading.Thread(target=self.see_it_end, daemon=True).start()
 
@@ -126,7 +132,8 @@ class Watch:
                     signal.signal(other, handler)
                 self.announce(ANSWER)
             return
-        if not self.is_noting and not self.left.is_set():
+        # Both hear of a signal, in any order; of one that came while signals were noted, the loop has heard.
+        if not self.left.is_set() and self.heard.wait(PATIENCE) and not self.is_noting:
             self.leave()
 
     def leave(self) -> NoReturn:
@@ -166,11 +173,11 @@ class Watch:
             except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
                 raised.append(error)
 
-        self.aside_thread = threading.Thread(target=working, daemon=True)
-        self.aside_thread.start()
-        while self.aside_thread.is_alive():
-            self.aside_thread.join(0.1)
-            if self.aside_thread.is_alive():
+        thread = threading.Thread(target=working, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if thread.is_alive():
                 self.look()
         if raised:
             raise raised[0]
@@ -188,23 +195,24 @@ def commanding(announce: Callable[[str], None]) -> Iterator[Watch]:
     _watch = watch = Watch(announce, owns_process=True)
     watch.install()
     watch.listen()
+    status: Any = 0
     try:
         yield watch
     except Stopped:
+        status = 128 + watch.received
+        watch.answering.join(PATIENCE)
         watch.announce(watch.farewell())
-        leave(watch, 128 + watch.received)
     except SystemExit as leaving:
-        leave(watch, leaving.code)
+        status = leaving.code
     finally:
         watch.uninstall()
         _watch = None
-
-
-def leave(watch: Watch, status: Any) -> NoReturn:
-    """Exit, by the usual way unless a thread has been left in the middle of its work, which could not be ended."""
-    if watch.aside_thread is not None and watch.aside_thread.is_alive():
-        end(status if isinstance(status, int) else 1)
-    sys.exit(status)
+    if watch.answering is None:
+        sys.exit(status)
+    # Without Python's own clearing up, which ends badly where threads are compiling still.
+    watch.answering.join(PATIENCE)
+    gc.collect()  # what the exception has held on to, such as semaphores
+    end(status if isinstance(status, int) else 1)
 
 
 @contextlib.contextmanager
@@ -239,6 +247,7 @@ def end(status: int, announce: Callable[[str], None] = print, text: str = "") ->
             if sys.stdout.isatty():
                 sys.stdout.write("\x1b[?25h")
             sys.stdout.flush()
+            sys.stderr.flush()
 
     words = threading.Thread(target=last_words, daemon=True)
     words.start()

@@ -22,8 +22,10 @@ from numpy.typing import ArrayLike
 
 from common import scores
 from common.errors import Refused
+from common.foreign import simulator
 
 with contextlib.redirect_stderr(io.StringIO()):  # its release notice
+    simulator()  # which the next would import
     import gymnasium_robotics
     from gymnasium_robotics.envs.maze import maps
 

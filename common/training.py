@@ -189,7 +189,7 @@ class Session:
     def prepare(self, watch: Watch, program: Program, *arguments: Any) -> None:
         """Compile a program before its first call, while signals are looked for."""
         call = program, *program.fixed(arguments)
-        if call in self.prepared or jax.config.jax_disable_jit:
+        if call in self.prepared:
             return
         start = time.perf_counter()
         watch.aside(program.lower(*arguments).compile)

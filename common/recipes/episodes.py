@@ -15,7 +15,7 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 
 from common.machine import cores
-from common.stops import left_to_parent, sheltered
+from common.stops import Stopped, left_to_parent, sheltered
 
 FEW = 5000
 """Transitions that are made before other processes have started."""
@@ -77,8 +77,10 @@ def workers(size: int) -> Iterator[Stream]:
         yield _one_by_one
         return
     count = cores()
-    # Not by fork: JAX and its threads may be running.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_to_help) as pool:
+    with sheltered():  # it starts a process that keeps its books
+        # Not by fork: JAX and its threads may be running.
+        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_to_help)
+    with pool:
 
         def stream(function: Callable[..., Any], *arguments: Any) -> Generator[Any, None, None]:
             pending: deque[Future] = deque()
@@ -90,16 +92,19 @@ def workers(size: int) -> Iterator[Stream]:
                             pending.append(pool.submit(function, *arguments, number))
                             number += 1
                     yield pending.popleft().result()
-            finally:
+            except GeneratorExit:  # enough
                 for future in pending:
                     future.cancel()
 
         try:
             yield stream
-        finally:
-            # Who leaves does not wait for episodes that nobody wants any more.
-            for process in list((pool._processes or {}).values()):
+        except Stopped:
+            # This process ends, and its pool before it, without the episodes that nobody wants any more.
+            for process in multiprocessing.active_children():
                 process.kill()
+            pool.shutdown(wait=True)
+            raise
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
