@@ -212,7 +212,7 @@ def commanding(announce: Callable[[str], None]) -> Iterator[Watch]:
     # Without Python's own clearing up, which ends badly where threads are compiling still.
     watch.answering.join(PATIENCE)
     gc.collect()  # what the exception has held on to, such as semaphores
-    end(status if isinstance(status, int) else 1)
+    end(status if isinstance(status, int) else int(status is not None))
 
 
 @contextlib.contextmanager

@@ -303,6 +303,7 @@ def test_every_number_stands_in_its_own_column_whatever_the_phase(tmp_path, monk
 def test_a_run_that_diverges_offline_is_named(tmp_path):
     said = serve("td3_bc", *COMMON, "--grid.learning-rate", 1e30, 3e-4, "--out", tmp_path / "run")
     assert "run 0 (seed 0) has diverged at offline step 10" in said
+    assert said.count("loss is not finite at offline step") == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["diverged_at_step"] == {"0": {"phase": "offline", "step": 10}}
     assert np.isfinite(summary["final"][0]["score"])
