@@ -57,10 +57,11 @@ from rich.console import Console
 
 from benchmarks import cluster
 from benchmarks.reporting.results import without_folder
-from common import commandline, datasets, environments, launch, recipes, tasks
+from common import commandline, datasets, launch, recipes, tasks
 from common.datasets.downloads import can_be_downloaded, fetch, is_here
 from common.errors import Refused, exiting
 from common.machine import cores, tied
+from common.rehearsal import rehearse
 from common.runs import write_json
 from common.terminal import making
 
@@ -198,7 +199,7 @@ class Job:
 @functools.cache
 def check_playable(task: str, discrete: bool) -> None:
     """Refuse an environment that no run could act in, or with other actions than an algorithm's."""
-    environments.check_actions(tasks.find(task), discrete)
+    rehearse(tasks.find(task), discrete, several=True)
 
 
 def check_source(source: str | None) -> None:

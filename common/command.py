@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common import commandline, launch
 from common.commandline import Request
-from common.errors import Refused, exiting
+from common.errors import Refused, exiting, one_line
 from common.machine import cores
 from common.runs import RunDirectory, digests, finite, versions
 
@@ -57,13 +57,36 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
 
 
 def prepare_devices(request: Request) -> None:
-    """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
+    """Take the devices: one of the host's per core for several runs; and a cache of compiled programs.
+
+    Before the module of a task is imported, which may use JAX as well. Raises Refused where JAX finds none.
+    """
     count = request.run.devices or min(cores(), request.number_of_runs)
     with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
         jax.config.update("jax_num_cpu_devices", count)
     if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+        with contextlib.suppress(RuntimeError):  # a user of a container may have no home, and so no cache
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # how JAX says that a platform is not there, or not known
+        asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+        told = " ".join(f"{name}={os.environ[name]}" for name in asked) or "JAX cannot start"
+        reason = f" ({one_line(error)})" if str(error) else ""
+        raise Refused(
+            f"{told}: no such device here{reason}; there is {platforms()}: "
+            f"unset {' and '.join(asked) or 'what asks for another'}, or name one that is there"
+        ) from error
+
+
+def platforms() -> str:
+    """The kinds of devices that JAX finds where none is asked for, in words."""
+    jax.config.update("jax_platforms", None)
+    jax.config.update("jax_platform_name", "")
+    with contextlib.suppress(RuntimeError, AssertionError):
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    return "none that works"
 
 
 def check_siblings(source: Path) -> None:

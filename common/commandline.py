@@ -102,9 +102,9 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     chosen, _ = early.parse_known_args(arguments)
     families = {tasks.find(task).family for task in tasks.names()} | {"gym"}
     asked_for_help = "-h" in arguments or "--help" in arguments
-    family = usual if asked_for_help and "--env" not in arguments else chosen.env
-    task = tasks.find(family)
-    values = presets.get(task.family, {}) | presets.get(f"{task.family}/{task.name}", {})
+    env = usual if asked_for_help and "--env" not in arguments else chosen.env
+    family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
+    values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
     if chosen.preset is not None:
         named = sorted(name for name in set(presets) - families if "/" not in name)
         if chosen.preset not in named:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,10 @@ MANY_STEPS = 50_000
 
 
 def episode_seed(*path: int) -> int:
-    """A seed for one environment episode, a function of the path of integers that leads to it."""
+    """A seed of 32 bits for one environment episode, a function of the path of integers that leads to it.
+
+    Where a simulator may not take as many, the environment drops the first one (Environment.reset).
+    """
     return int(np.random.SeedSequence(path).generate_state(1)[0])
 
 
@@ -32,7 +35,7 @@ class Outcome:
     returns: np.ndarray
     """Undiscounted sum of the environment's own reward."""
     success: np.ndarray
-    """Whether the task was solved at any step."""
+    """Whether the task was solved at any step; None where the environment does not tell."""
     lengths: np.ndarray
     """Environment steps."""
 
@@ -43,8 +46,14 @@ class Outcome:
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "score": float(np.mean(task.score(self.returns, self.success))),
-            "success": 100 * float(self.success.mean()) if task.knows_success else float("nan"),
+            "success": success_rate(self.success),
         }
+
+
+def success_rate(episodes: Iterable[bool | None]) -> float:
+    """Percent of the episodes that succeeded; nan where no environment has told of any."""
+    told = [success for success in episodes if success is not None]
+    return 100 * float(np.mean([bool(success) for success in episodes])) if told else float("nan")
 
 
 class Evaluator:

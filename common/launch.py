@@ -14,11 +14,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import datasets, environments, tasks
+from common import datasets, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused
+from common.memory import check_memory
 from common.programs import count_devices, programs_of
+from common.rehearsal import plays_several, rehearse
 from common.runs import RunDirectory, commit, device, digests, versions
 from common.tasks import Task
 from common.terminal import making
@@ -41,14 +43,18 @@ def run(
     directory, saved = begun or (None, None)
     task = tasks.find(request.run.env)
     check(request, task)
-    environments.check_actions(task, request.config.discrete_actions)
+    devices = count_devices(request.number_of_runs, request.run.devices)
+    sizes = rehearse(task, request.config.discrete_actions, plays_several(request))
+    check_memory(request, devices, *sizes)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
     data = load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()
+        sizes = data.observation.shape[1], data.action.shape[1]
     prior = None if data is None else agent_class.prepare(request.config, data, task)
+    check_memory(request, devices, *sizes, prior)
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
@@ -57,12 +63,15 @@ def run(
         raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
-    with (
-        directory.claimed(),
-        contextlib.closing(Session(request, programs, task, data, prior, directory, console)) as session,
-    ):
-        if begun is not None:
-            session.restore()
+    with directory.claimed(), contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(
+                contextlib.closing(Session(request, programs, task, data, prior, directory, console))
+            )
+            if begun is not None:
+                session.restore()
+        except EnvironmentFailed as error:
+            raise Refused(f"{error}; continue with --resume {directory.path}") from error
         return session.train()
 
 
