@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import datasets, environments, tasks
+from common import datasets, environments, resuming, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import Refused
@@ -53,8 +54,8 @@ def run(
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
         directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
-    elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
-        raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
+    elif card is not None:
+        resuming.check_data(directory, saved, card)
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
     with (
@@ -62,8 +63,11 @@ def run(
         contextlib.closing(Session(request, programs, task, data, prior, directory, console)) as session,
     ):
         if begun is not None:
+            if card is not None:
+                resuming.note_data(directory, saved, card)
             session.restore()
-        return session.train()
+        with resuming.telling(directory.path, console, session.checkpoints is not None):
+            return session.train()
 
 
 def check(request: Request, task: Task) -> None:
@@ -108,6 +112,7 @@ def begin(
         {
             "algorithm": source.stem,
             "id": uuid.uuid4().hex,
+            "began_in": os.getcwd(),
             "sources": digests(source),
             "arguments": list(arguments),
             "run": dataclasses.asdict(request.run),
