@@ -24,7 +24,7 @@ class Run:
     env: str = "pointmaze-large"
     """Task: a name from the task table, or any installed Gymnasium id."""
     dataset: str | None = None
-    """Prior data: recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE, minari:ID, ogbench:NAME. Default: the task's own."""
+    """Prior data: recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE, minari:ID, ogbench:NAME. Default: the task's."""
     preset: str | None = None
     """A named set of values, laid over the task family's; explicit flags win over both."""
     seed: int = 0
@@ -44,7 +44,7 @@ class Run:
     out: Path | None = None
     """Run directory, which must not exist yet. Default: runs/ALGORITHM/TASK/TIMESTAMP."""
     resume: Path | None = None
-    """Continue the run in this directory from its newest checkpoint. Takes no other flag but --dataset, for moved data."""
+    """Continue the run in this directory from its newest checkpoint. Takes only --dataset beside it, for moved data."""
     width: int | None = None
     """Runs computed at once on each device. Default: all on an accelerator, 1 on a CPU."""
     devices: int | None = None

@@ -45,7 +45,8 @@ def run(
     environments.check_actions(task, request.config.discrete_actions)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
-    data = load(request, task, request.run.dataset or source, console)
+    with resuming.finding_data(directory and directory.path):
+        data = load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()

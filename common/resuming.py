@@ -59,6 +59,18 @@ def check_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[
         )
 
 
+@contextlib.contextmanager
+def finding_data(folder: Path | None) -> Iterator[None]:
+    """In the refusal of a run's data, say what helps if they have moved; `folder` is None for a run that begins."""
+    try:
+        yield
+    except Refused as refusal:
+        if folder is None:
+            raise
+        way = f"--resume {folder} --dataset KIND:WHAT"
+        raise Refused(f"{refusal}; if its data have moved, name them: {way}") from refusal
+
+
 def note_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[str, Any]) -> None:
     """Keep in config.json where the data are that have moved, so that the next --resume finds them."""
     if card["source"] != saved.get("data_now", saved["dataset"]["source"]):
