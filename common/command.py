@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import commandline
+from common import commandline, terminal
 from common.commandline import Request
 from common.errors import Refused, exiting
 from common.machine import cores
@@ -27,7 +27,7 @@ MEASURED = ("eval_every", "eval_episodes", "log_every")
 
 def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
     """The command line of an algorithm file. Leaves with status 0 only when the run has finished."""
-    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], Console()))
+    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], terminal.console()))
 
 
 def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
