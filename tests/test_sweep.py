@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -537,8 +538,11 @@ def test_what_a_kill_left_at_the_very_start_does_not_stop_a_new_run(tmp_path):
         RunDirectory.create(tmp_path, {"id": "1"})
 
 
+WRITING = threading.Lock()
+
+
 def fake(folder: Path, task: str, scores: list[float], online: bool = False, diverged: dict | None = None) -> None:
-    """A run directory whose seeds end with these scores."""
+    """A run directory whose seeds end with these scores; of a sweep that calls it by its folder."""
     folder.mkdir(parents=True)
     config = {
         "algorithm": "td3_bc", "arguments": ["--env", task, "--out", "somewhere"], "commit": "abc",
@@ -546,6 +550,10 @@ def fake(folder: Path, task: str, scores: list[float], online: bool = False, div
         "dataset": {"source": "recipe", "fingerprint": "f", "transitions": 5, "env_spec": "long"},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+    with WRITING:
+        suite = folder.parent / "suite.json"
+        jobs = json.loads(suite.read_text())["jobs"] if suite.exists() else []
+        suite.write_text(json.dumps({"jobs": [*jobs, {"folder": folder.name, "task": task, "variant": folder.name}]}))
     more = {"offline": 50.0, "drop": 10.0, "online_mean": 60.0} if online else {}
     final = [
         {"run": k, "seed": k, "point": {}, "score": s, "return_mean": 10 * s, "success": None} | more
@@ -770,8 +778,9 @@ def test_the_page_stands_alone_and_compares_variants(tmp_path):
 def test_two_runs_of_one_command_are_two_lines_of_costs(tmp_path):
     for name in ("before", "after"):
         fake(tmp_path / name, "hopper-medium", [60, 70])
+    (tmp_path / "suite.json").unlink()
     head, *lines = costs(report.find([tmp_path]))
-    assert [dict(zip(head, line, strict=True))["variant"] for line in lines] == ["after", "before"]
+    assert [dict(zip(head, line, strict=True))["variant"] for line in lines] == ["td3_bc in after", "td3_bc in before"]
     assert [dict(zip(head, line, strict=True))["runs"] for line in lines] == ["2", "2"]
 
 
