@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import commandline, launch
+from common import commandline, terminal
 from common.commandline import Request
 from common.errors import Refused, exiting, one_line
 from common.machine import cores
@@ -27,7 +27,7 @@ MEASURED = ("eval_every", "eval_episodes", "log_every")
 
 def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
     """The command line of an algorithm file. Leaves with status 0 only when the run has finished."""
-    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], Console()))
+    exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], terminal.console()))
 
 
 def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
@@ -39,21 +39,29 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     resume = commandline.resumed(arguments)
     if resume is None:
         request = commandline.parse(arguments, name, description, config_class, presets)
+        from common import launch  # what learns takes seconds to import, and --help has ended by now
+
         prepare_devices(request)
         return launch.run(agent_class, request, arguments, console).status
 
-    directory, saved = RunDirectory.open(resume)
+    from common import launch, resuming
+
+    folder = Path(os.path.abspath(resume.folder))
+    directory, saved = RunDirectory.open(folder)
     if saved["algorithm"] != name:
-        raise Refused(f"--resume {resume}: a run of {saved['algorithm']}.py, not of {name}.py")
-    if (resume / "summary.json").exists():
-        console.print(f"{resume} has finished already; its results are in summary.json")
+        raise Refused(f"--resume {resume.folder}: a run of {saved['algorithm']}.py, not of {name}.py")
+    if (folder / "summary.json").exists():
+        console.print(f"{resume.folder} has finished already; its results are in summary.json", soft_wrap=True)
         return 0
-    request = commandline.parse(saved["arguments"], name, description, config_class, presets)
-    check_unchanged(resume, saved, request)
-    request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved["devices"]))
-    prepare_devices(request)
-    request = on_this_machine(request, saved, source, console)
-    return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
+    moved = resuming.data_now(saved, resume.dataset and resuming.whole(resume.dataset))
+    with contextlib.chdir(resuming.began_in(folder, saved)):
+        request = commandline.parse(saved["arguments"], name, description, config_class, presets)
+        check_unchanged(resume.folder, saved, request)
+        now = {"devices": saved["devices"], "dataset": moved or request.run.dataset}
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, **now))
+        prepare_devices(request)
+        request = on_this_machine(request, saved, source, console)
+        return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
 
 
 def prepare_devices(request: Request) -> None:

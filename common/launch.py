@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import datasets, tasks
+from common import datasets, resuming, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import EnvironmentFailed, Refused
@@ -48,7 +49,8 @@ def run(
     check_memory(request, devices, *sizes)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
-    data = load(request, task, request.run.dataset or source, console)
+    with resuming.finding_data(directory and directory.path):
+        data = load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()
@@ -59,8 +61,8 @@ def run(
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
         directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
-    elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
-        raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
+    elif card is not None:
+        resuming.check_data(directory, saved, card)
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
     with directory.claimed(), contextlib.ExitStack() as stack:
@@ -69,10 +71,13 @@ def run(
                 contextlib.closing(Session(request, programs, task, data, prior, directory, console))
             )
             if begun is not None:
+                if card is not None:
+                    resuming.note_data(directory, saved, card)
                 session.restore()
         except EnvironmentFailed as error:
             raise Refused(f"{error}; continue with --resume {directory.path}") from error
-        return session.train()
+        with resuming.telling(directory.path, console, session.checkpoints is not None):
+            return session.train()
 
 
 def check(request: Request, task: Task) -> None:
@@ -117,6 +122,7 @@ def begin(
         {
             "algorithm": source.stem,
             "id": uuid.uuid4().hex,
+            "began_in": os.getcwd(),
             "sources": digests(source),
             "arguments": list(arguments),
             "run": dataclasses.asdict(request.run),

@@ -244,7 +244,7 @@ def _ogbench(name: str) -> Task:
     try:
         import ogbench  # noqa: F401 - registers its environments
     except ImportError as error:
-        raise Refused(f"{name} is a task of OGBench's: pip install 'headstart-rl[ogbench]'") from error
+        raise Refused(f"{name} is a task of OGBench's: pip install -e '.[ogbench]'") from error
     words = name.split("-")
     at = words.index("singletask")
     environment = "-".join([*words[: at - 1], *words[at:]])

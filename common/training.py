@@ -77,9 +77,8 @@ class Session:
         """At the first step. `data` decide the environment's form; `prior` is what the algorithm has made of them."""
         self.progress = Progress({name: steps for name, steps in request.config.phases if steps})
         self.request, self.programs, self.folder = request, programs, directory.path
-        run, points = request.run, request.points()
-        self.seeds = [run.seed + k for _ in points for k in range(run.num_seeds)]
-        labels = [", ".join(f"{name}={value:g}" for name, value in point.items()) for point in points]
+        run, labels = request.run, request.labels()
+        self.seeds = [run.seed + k for _ in labels for k in range(run.num_seeds)]
         labels = [label for label in labels for _ in range(run.num_seeds)]
         self.reporter = Reporter(directory, console, task, run, self.progress, self.seeds, labels)
 

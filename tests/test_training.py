@@ -115,7 +115,7 @@ def test_every_action_is_random_until_training_starts(tmp_path, monkeypatch):
     taken = []
     step = Collector.step
     monkeypatch.setattr(Collector, "step", lambda self, actions: (taken.append(actions), step(self, actions))[1])
-    arguments = [*SMALL, "--learning-rate", 0, "--steps", 600, "--start-training", 500, "--num-seeds", 2]
+    arguments = [*SMALL, "--learning-rate", 1e-30, "--steps", 600, "--start-training", 500, "--num-seeds", 2]
     serve(*arguments, "--eval-every", 600, "--eval-episodes", 1, "--utd", 1, "--out", tmp_path / "run")
     random = np.stack(taken)[:500]
     assert len(np.unique(random)) == 1000
