@@ -96,7 +96,8 @@ def _again(namespace: str | None) -> str:
     """What to do about a damaged set: one that can be had again need not be kept."""
     if namespace == recipes.NAMESPACE:
         return "delete it and make it again"
-    return "delete it and load it again" if namespace in _PUBLISHERS else "put a sound copy in its place"
+    is_published = (namespace or "").split("/")[0] in _PUBLISHERS
+    return "delete it and load it again" if is_published else "put a sound copy in its place"
 
 
 def _other_counts(metadata: Mapping[str, Any], episodes: int, steps: int) -> list[str]:
