@@ -4,7 +4,9 @@ Where an environment takes one of n actions by its number, an action is a one-ho
 
 Observations that come as a dictionary are flattened by one rule, here and for data: achieved goal, observation, desired
 goal, in this order, without the achieved goal where the observation holds it already (PointMaze: 6 numbers). Parts with
-other names follow each other by name.
+other names follow, by name.
+
+Where the bounds of an action dimension coincide, it is held: the environment gets that value, and data have 0 in it.
 
 Mazes have two forms, and data decide which one is played:
 - D4RL's AntMaze form, the default: the goal is not observed; success is within 0.5 m. AntMaze has 29 numbers, x, y and
@@ -49,6 +51,8 @@ _GOAL_SPREADS = (1.0, 0.5)
 _MEAN_BEYOND = sum(_GOAL_SPREADS) / 2
 _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
+_UNBOUNDED = 1e30
+"""Bounds of actions that are as good as none: some environments write the largest number for infinity."""
 _GOAL_RADIUS = 0.45
 """m, gymnasium-robotics' own criterion."""
 
@@ -80,20 +84,26 @@ class Environment:
         space, action = environment.observation_space, environment.action_space
         self._keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
         if hidden_goal:
-            self._keys = self._keys[:-1]
+            self._keys = tuple(key for key in self._keys if key != "desired_goal")
         parts = [space] if self._keys is None else [space[key] for key in self._keys]
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
             raise Refused(f"{task.environment} has observations {space}: only vectors of numbers are supported")
         self.numbers: range | None = None
         """Those of discrete actions, in the environment's own terms; None where actions are vectors."""
+        self.held = np.zeros(1, bool)
+        """bool [action]: the dimensions whose bounds coincide; of discrete actions [1], False."""
+        self.is_rescaled = False
+        """Whether the environment takes other actions than those in [-1, 1]."""
         if isinstance(action, Discrete):
             self.numbers = range(int(action.start), int(action.start + action.n))
             self.action_size = len(self.numbers)
         elif _is_bounded(action):
             self.action_size = action.shape[0]
             self._low, self._high = action.low, action.high
-            self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
-            self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
+            self.held = action.low == action.high
+            half_range = action.high / 2 - action.low / 2  # the difference of the widest bounds would be infinite
+            self._centre, self._half_range = action.high / 2 + action.low / 2, np.where(self.held, 1, half_range)
+            self.is_rescaled = bool(self.held.any() or np.any(self._centre != 0) or np.any(self._half_range != 1))
         else:
             whole = isinstance(action, Box) and np.issubdtype(action.dtype, np.integer)
             remedy = "; take real numbers, and round them in step()" if whole else ""
@@ -156,7 +166,7 @@ class Environment:
         """
         if self.numbers is not None:
             action = self.numbers[int(np.argmax(action))]
-        elif self._is_rescaled:
+        elif self.is_rescaled:
             # Rounding could leave the bounds by a bit, which some environments do not forgive.
             action = (self._centre + self._half_range * action).clip(self._low, self._high)
         else:
@@ -193,7 +203,7 @@ class Environment:
         """
         if self.numbers is not None:
             return action[..., None] == np.array(self.numbers)
-        return (action - self._centre) / self._half_range if self._is_rescaled else action
+        return (action - self._centre) / self._half_range if self.is_rescaled else action
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether transitions of a maze's data, [n, observation] each, reach the goal of their labels."""
@@ -264,7 +274,7 @@ def _is_bounded(space: gymnasium.Space) -> bool:
     """Whether it is one of vectors of real numbers within finite bounds."""
     if not isinstance(space, Box) or len(space.shape) != 1 or not space.shape[0]:
         return False
-    return np.issubdtype(space.dtype, np.floating) and bool(np.isfinite([space.low, space.high]).all())
+    return np.issubdtype(space.dtype, np.floating) and bool(np.abs([space.low, space.high]).max() < _UNBOUNDED)
 
 
 def _kind(value: Any) -> str:
@@ -282,7 +292,8 @@ def flat_keys(task: Task, parts: Collection[str]) -> tuple[str, ...]:
     """The order in which a dictionary observation is flattened: see the rule at the top of this file."""
     if not set(_GOAL_ORDER) <= set(parts):
         return tuple(sorted(parts))
-    return _GOAL_ORDER[1:] if task.family == "pointmaze" else _GOAL_ORDER
+    others = sorted(set(parts) - set(_GOAL_ORDER))
+    return (*(_GOAL_ORDER[1:] if task.family == "pointmaze" else _GOAL_ORDER), *others)
 
 
 def flatten(observation: np.ndarray | Mapping[str, np.ndarray], keys: tuple[str, ...] | None) -> np.ndarray:

@@ -99,7 +99,9 @@ def load(request: Request, task: Task, source: str | None, console: Console) -> 
     if not request.config.uses_prior_data:
         return None
     with making(console) as progress:
-        data = datasets.load(task, source, progress)
+        data = datasets.load(
+            task, source, progress, lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
+        )
     if data is None:
         without = request.config.without_data and f", or learn without any: {request.config.without_data}"
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
