@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import types
 from pathlib import Path
 
@@ -130,6 +131,17 @@ def test_paths_hold_from_where_the_run_began(tmp_path, monkeypatch, begun, out, 
     assert serve("--resume", place)[0] == 0
     assert launched == [(tmp_path / expected, "npz:data.npz")]
     assert Path.cwd() == here
+
+
+def test_a_copy_of_all_goes_on_with_its_own_data(tmp_path, monkeypatch, begun):
+    begin, launched = begun
+    (tmp_path / "work").mkdir()
+    data(tmp_path / "work" / "data.npz")
+    begin(Path("mine"), tmp_path / "work", str(tmp_path / "work"))
+    shutil.copytree(tmp_path / "work", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    serve("--resume", "copy/mine")
+    assert launched == [(tmp_path / "copy", "npz:data.npz")]
 
 
 def test_a_run_directory_moved_alone_finds_its_data_where_it_began(tmp_path, monkeypatch, begun):

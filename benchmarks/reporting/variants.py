@@ -81,7 +81,6 @@ def flags(arguments: Sequence[str]) -> dict[str, Flag]:
             name = name.removeprefix("grid.")  # one value is no grid
         if not values:
             name, values = name.removeprefix("no-"), [str(not name.startswith("no-"))]
-        found.pop(name, None)
         found[name] = Flag(tuple(map(alike, values)), " ".join([flag, *values]) if values[0] not in BOOLEAN else flag)
     return {name: flag for name, flag in found.items() if name not in PLACES}
 
