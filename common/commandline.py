@@ -127,7 +127,7 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
 
     numbers = traced_fields(config_class)
     if asked_for_help:
-        print(helptext.helptext(name, description, config_class, presets, family, chosen.preset), end="\n\n")
+        print(helptext.helptext(name, description, config_class, presets, env, chosen.preset), end="\n\n")
     else:
         check_grid(arguments, numbers, config_class)
     grid_class = dataclasses.make_dataclass("Grid", [(n, tuple[float, ...], ()) for n in numbers], frozen=True)

@@ -79,12 +79,21 @@ class Evaluator:
         except Lost as loss:
             self._start_alone(loss)
 
-    def __call__(self, act: Callable[[np.ndarray], Any], seeds: Sequence[int], step: int) -> list[Outcome]:
+    def __call__(
+        self,
+        act: Callable[[np.ndarray], Any],
+        seeds: Sequence[int],
+        step: int,
+        heard: Callable[[int], None] = lambda over: None,
+    ) -> list[Outcome]:
         """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
 
         Of a slot whose episodes are over nothing but zeros is seen. Episode k of a run starts from a seed that depends
         on the run's seed, `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in
         however many processes, where `act` treats a row alike wherever it stands (programs.py).
+
+        `heard` is called at every step with the number of episodes that are known to be over: those of another process
+        are when all of its own are.
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [
@@ -93,10 +102,10 @@ class Evaluator:
             for slot in range(self.slots)
         ]
         try:
-            played = self._play(act, schedule)
+            played = self._play(act, schedule, heard)
         except Lost as loss:
             self._start_alone(loss)
-            played = self._play(act, schedule)
+            played = self._play(act, schedule, heard)
         outcomes = []
         for run in range(self.runs):
             slots = played[run * self.slots : (run + 1) * self.slots]
@@ -124,7 +133,9 @@ class Evaluator:
         self.groups = []
         self._start(0)
 
-    def _play(self, act: Callable[[np.ndarray], Any], schedule: list[list[int]]) -> list[list[Played]]:
+    def _play(
+        self, act: Callable[[np.ndarray], Any], schedule: list[list[int]], heard: Callable[[int], None]
+    ) -> list[list[Played]]:
         """The episodes of each slot of all runs."""
         observations: np.ndarray | None = None
         for group, share in self.groups:
@@ -144,6 +155,7 @@ class Evaluator:
             going = still
             if not going:
                 return [episodes for group, _ in self.groups for episodes in group.played]
+            heard(sum(len(episodes) for group, _ in self.groups for episodes in group.played))
             actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1))).reshape(len(schedule), -1)
             for group, share in going:
                 group.act(actions[share])

@@ -74,10 +74,10 @@ def run(
                 if card is not None:
                     resuming.note_data(directory, saved, card)
                 session.restore()
+            with resuming.telling(directory.path, console, session.checkpoints is not None):
+                return session.train()
         except EnvironmentFailed as error:
             raise Refused(f"{error}; continue with --resume {directory.path}") from error
-        with resuming.telling(directory.path, console, session.checkpoints is not None):
-            return session.train()
 
 
 def check(request: Request, task: Task) -> None:

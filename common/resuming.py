@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused
 from common.runs import RunDirectory, write_json, writing
 
 FILES = ("d4rl", "npz", "ogbench")
@@ -94,6 +94,8 @@ def telling(folder: Path, console: Console, resumable: bool = True) -> Iterator[
             raise
         bare = "continue with --resume"
         raise Refused(told.replace(bare, way) if bare in told else f"{told}; {way}") from refusal
+    except EnvironmentFailed:  # has a line of its own
+        raise
     except Exception:  # whatever it is, its traceback follows
         console.print(f"ended by an error; {way}", highlight=False, soft_wrap=True)
         raise

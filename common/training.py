@@ -27,6 +27,8 @@ from common.tasks import Task
 
 SAVING_SHARE = 0.05
 """Of the time, for checkpoints, where the user names no interval."""
+SHOWN_EVERY = 0.1
+"""Seconds from one movement of the bar to the next, at least."""
 
 
 class Interruption:
@@ -191,6 +193,8 @@ class Session:
             grouped = self.learner.agent.are_whole_groups(first, steps)
             arguments = (self.learner.agent, self.device_seeds, phase, first, steps, grouped, self.prior)
             start = time.perf_counter()
+            if not progress.learning_steps:
+                self.reporter.compiling()
             programs.offline.compile(*arguments)
             progress.compile_seconds += time.perf_counter() - start
             start = time.perf_counter()
@@ -217,6 +221,8 @@ class Session:
             progress.step = step = progress.step + 1
             transition, episode = self.collector.step(self.action)
             arguments = (self.learner, self.device_seeds, step, transition, episode, self.collector.observation)
+            if step == learning_from:
+                self.reporter.compiling()
             if step < learning_from:
                 self.learner, action = programs.collect(*arguments)
                 metrics = {}
@@ -228,7 +234,7 @@ class Session:
                 progress.compile_seconds += now - start
             elif step > learning_from:
                 progress.learnt(1, now - start)
-            if now - shown > 0.1:
+            if now - shown > SHOWN_EVERY:
                 shown = now
                 self.reporter.advance("online" if metrics else "collecting")
             if metrics and step % run.log_every == 0:
@@ -251,7 +257,14 @@ class Session:
         """Evaluate every run."""
         start = time.perf_counter()
         agent, step = self.learner.agent, self.progress.total_step
-        outcomes = self.evaluator(lambda x: self.playable(self.programs.act(agent, x)), self.seeds, step)
+        episodes, shown = len(self.seeds) * self.request.run.eval_episodes, [0.0]
+
+        def heard(over: int) -> None:
+            if time.perf_counter() - shown[0] > SHOWN_EVERY:
+                shown[0] = time.perf_counter()
+                self.reporter.evaluating(over, episodes)
+
+        outcomes = self.evaluator(lambda x: self.playable(self.programs.act(agent, x)), self.seeds, step, heard)
         self.reporter.evaluated(outcomes)
         self.progress.evaluated(time.perf_counter() - start)
 

@@ -490,17 +490,17 @@ SMALL = "--offline-ratio 0 --hidden 8 --ensemble 2 --utd 1 --batch-size 8 --star
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps", "words"),
+    ("kind", "more", "words"),
     [
-        (odd(step=lambda self, action: (np.zeros(2), 0.0, False, {})), 10, "step must return"),
-        (OnlyOne, 10, "can exist only once"),
-        (Odd, 10**12, "too little memory: replay buffers of 28000.0 GB"),
+        (odd(step=lambda self, action: (np.zeros(2), 0.0, False, {})), (), "step must return"),
+        (OnlyOne, (), "can exist only once"),
+        (Odd, ("--steps", 2**31 - 1, "--num-seeds", 500), "too little memory: replay buffers of 30064.8 GB"),
     ],
 )
-def test_nothing_is_written_for_what_cannot_be_played(register, tmp_path, kind, steps, words):
+def test_nothing_is_written_for_what_cannot_be_played(register, tmp_path, kind, more, words):
     register(kind)
     with pytest.raises(Refused, match=words):
-        serve("--env", NAME, *SMALL[:-1], steps, "--out", tmp_path / "run")
+        serve("--env", NAME, *SMALL, *more, "--out", tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -516,6 +516,24 @@ def test_an_environment_that_fails_before_the_first_step_is_told_with_the_way_on
             if len(made) > 3:
                 raise ConnectionError("robot is gone")
             return super().reset()
+
+    register(Later)
+    with pytest.raises(Refused) as refused:
+        serve("--env", NAME, *SMALL, "--out", tmp_path / "run")
+    assert "raised ConnectionError: robot is gone" in str(refused.value)
+    assert str(refused.value).endswith(f"; continue with --resume {tmp_path / 'run'}")
+
+
+def test_an_environment_that_fails_while_it_is_played_is_told_with_the_way_on(register, tmp_path):
+    """One step is the rehearsal's."""
+    taken = []
+
+    class Later(Odd):
+        def step(self, action):
+            taken.append(action)
+            if len(taken) > 4:
+                raise ConnectionError("robot is gone")
+            return super().step(action)
 
     register(Later)
     with pytest.raises(Refused) as refused:
