@@ -199,6 +199,8 @@ def test_actions_that_fill_one_are_hardly_in_units_of_two(tmp_path, reach, told)
         any("actions fill [-1, 1], where Pendulum-v1 takes -2 to 2" in w for w in warnings(load(tmp_path, rows)))
         is told
     )
+    rows["actions"][:2, 0] = -1.5, 1.0
+    assert not any("fill" in line for line in warnings(load(tmp_path, rows)))
     rows = walk(observation=11, action=3, reach=1.0)
     assert warnings(load(tmp_path, rows, HOPPER), HOPPER) == []
 
