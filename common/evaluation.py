@@ -93,7 +93,7 @@ class Evaluator:
         however many processes, where `act` treats a row alike wherever it stands (programs.py).
 
         `heard` is called at every step with the number of episodes that are known to be over: those of another process
-        are when all of its own are.
+        are when all of its own are. Raises EnvironmentFailed.
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [

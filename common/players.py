@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.environments import Environment
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused
 
 Schedule = Sequence[Sequence[int]]
 """For each environment, the seeds of its episodes."""
@@ -61,7 +61,7 @@ class Here:
         self._actions = actions
 
     def wait(self) -> np.ndarray | None:
-        """The next observations, or None."""
+        """The next observations, or None. Raises EnvironmentFailed."""
         try:
             return self._game.send(self._actions)
         except StopIteration:
@@ -130,12 +130,12 @@ class Elsewhere:
         self._send(actions)
 
     def wait(self) -> np.ndarray | None:
-        """As Here.wait."""
+        """As Here.wait; what has failed in the process is raised here."""
         try:
             reply = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
-        if isinstance(reply, Lost):
+        if isinstance(reply, Lost | EnvironmentFailed):
             raise reply
         if isinstance(reply, np.ndarray):
             return reply
@@ -176,7 +176,11 @@ def serve(descriptor: int) -> None:
             return
         while True:
             here.begin(connection.recv())
-            while (observations := here.wait()) is not None:
-                connection.send(observations)
-                here.act(connection.recv())
+            try:
+                while (observations := here.wait()) is not None:
+                    connection.send(observations)
+                    here.act(connection.recv())
+            except EnvironmentFailed as failure:
+                connection.send(failure)
+                return
             connection.send(here.played)
