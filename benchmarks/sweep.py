@@ -222,21 +222,16 @@ class Runner:
         if not path.exists() or json.loads(path.read_text()) != described:
             write_json(path, described)
 
-    def on_ray(self, start: cluster.Start, jobs: Sequence[Job]) -> bool:
-        """These jobs on a Ray cluster; whether all chosen ones have finished."""
+    def on_ray(self, start: cluster.Start, jobs: Sequence[Job]) -> None:
+        """These jobs on a Ray cluster."""
 
         def told(number: int, ended: int | str) -> None:
             self.tell(jobs[number], ended)
 
         cluster.run(start, [(job.algorithm, job.arguments(), self.folder / job.folder) for job in jobs], told)
-        return self.finished()
 
-    def finished(self) -> bool:
-        """Whether all chosen jobs have finished."""
-        return all((self.folder / job.folder / "summary.json").exists() for job in self.chosen)
-
-    def all(self) -> bool:
-        """Every job chosen; whether all have finished."""
+    def all(self) -> None:
+        """Every job chosen."""
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -244,7 +239,6 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return self.finished()
 
 
 def main(sweep: Sweep) -> int:
