@@ -64,7 +64,7 @@ class Config(Hyperparameters):
     threshold: float = traced(0.05, "[0, inf)")  # the MMD that is allowed (epsilon)
     kernel: Literal["laplacian", "gaussian"] = "laplacian"  # of the MMD
     bandwidth: float = traced(20.0, "(0, inf)")  # of the kernel (sigma)
-    largest_log_dual: float = 10.0  # where log alpha is cut off
+    largest_log_dual: float = traced(10.0, "(-5, 80]")  # where log alpha is cut off, from below at -5
     sample_noise_clip: float = 10.0  # where the noise of the policy's samples in its loss is cut off; 10: nowhere
     kl_weight: float = traced(0.5, "[0, inf)")  # weight of the VAE's divergence (w)
     matched: int = 4  # actions of policy and VAE in an MMD

@@ -66,7 +66,7 @@ class Config(Hyperparameters):
     target_rate: float = 0.005  # step of the target critics towards the online ones (rho)
     weight: float = traced(0.1, "[0, inf)")  # weight of the divergence (alpha), or where it begins if it is learned
     largest_weight: float = traced(500.0, "(0, inf)")  # where the weight is cut off
-    target_divergence: float = 0.0  # the divergence that a learned weight aims at (epsilon)
+    target_divergence: float = traced(0.0, "[0, inf)")  # the divergence that a learned weight aims at (epsilon)
     entropy_weight: float = traced(0.0, "[0, inf)")  # weight of the policy's entropy (beta)
     pessimism: float = traced(1.0, "[0, 1]")  # share of the critics' minimum, the rest is their maximum (lambda)
     bandwidth: float = traced(20.0, "(0, inf)")  # of mmd's Laplacian kernel (sigma)

@@ -36,7 +36,7 @@ unless it only fails, cuts binary Adroit's data where they are solved, and termi
 
 Published, on D4RL's -v2 data (CORL's README, final scores): hopper-medium 59, halfcheetah-medium 47, walker2d-medium
 81, AntMaze, mean of six, 51; AntMaze before and after a million steps online, CQL 48 and 96, Cal-QL 53 and 97. Measured
-on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 3.
+on recipes, in small (benchmarks/results/lecture.md): pointmaze-medium 3, hopper-medium-replay 18.
 
     python algorithms/cql.py --env hopper-medium
     python algorithms/cql.py --env antmaze-medium-play --preset calql

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.reporting.finished import Finished, find, jobs
 from benchmarks.reporting.results import file
+from common import terminal
 from common.errors import Refused, exiting
 
 ALARMS = 0.05
@@ -171,7 +171,7 @@ def main(check: Check) -> int:
             "" if np.isnan(x) else f"{x:.{digits}f}" for x, digits in ((v.recorded, 1), (v.new, 1), (v.chance, 4))
         )
         table.add_row(v.task, v.variant, *numbers, v.said)
-    console = Console()
+    console = terminal.console()
     console.print(table)
     compared = [v for v in verdicts if not np.isnan(v.chance) and v.said != "too few seeds"]
     worse = [f"{v.variant} on {v.task}" if v.task != "all" else "all together" for v in compared if v.said == "worse"]
@@ -184,7 +184,7 @@ def main(check: Check) -> int:
         raise Refused(f"nothing to compare with {check.against}: see the last column")
     if worse or missing:
         return 1
-    console.print(f"{sum(v.task != 'all' for v in compared)} compared, none worse than recorded", highlight=False)
+    console.print(f"{sum(v.task != 'all' for v in compared)} compared, none worse than recorded", soft_wrap=True)
     return 0
 
 

@@ -52,7 +52,7 @@ class Resources:
 def connected(resources: Resources) -> Iterator[Start]:
     """What starts jobs on the cluster. Raises Refused if it is out of reach or could never take one of them."""
     if importlib.util.find_spec("ray") is None:
-        raise Refused("--launcher ray: Ray is not installed; pip install 'headstart-rl[ray]'")
+        raise Refused("--launcher ray: Ray is not installed; pip install -e '.[ray]'")
     import ray
 
     alone = {"include_dashboard": False} if resources.address is None else {}

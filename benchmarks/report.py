@@ -3,10 +3,10 @@
     python -m benchmarks.report RUNS ... [--name NAME]
 
 RUNS are folders with finished runs somewhere below them; a sweep's folder says which variant each run is, elsewhere a
-run is called by its folder; every point of a grid is a variant of its own. The table is printed; report.html in the
-first folder holds it with learning curves, performance profiles, probabilities of improvement, costs and commands; with
-`--name`, table, rows and curves are written to benchmarks/results/NAME.{csv,md,json,png}, and every evaluation to
-NAME_evaluations.csv:
+run is called by its algorithm and the flags in which it differs; every point of a grid is a variant of its own. The
+table is printed; report.html in the first folder holds it with learning curves, performance profiles, probabilities of
+improvement, costs and commands; with `--name`, table, rows and curves are written to
+benchmarks/results/NAME.{csv,md,json,png}, and every evaluation to NAME_evaluations.csv:
 
     final score      of every seed at the end of training, never the best on the way; diverged seeds count as they score
     mean of all      over tasks, which count alike, of the mean of each; only where every task has a score
@@ -30,13 +30,13 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from benchmarks.reporting import figures, published
 from benchmarks.reporting.finished import Finished, find, names, scored
 from benchmarks.reporting.page import page
 from benchmarks.reporting.results import ROOM, command_of, file, publish, write
 from benchmarks.reporting.statistics import Statistic, balanced, interquartile_mean, interval, mean
+from common import terminal
 from common.errors import exiting
 from common.runs import Table
 
@@ -155,9 +155,9 @@ def main(report: Report) -> None:
     text = markdown(finals)
     seeds = sorted({len(run.summary["final"]) for run in runs})
     note = f"Final scores, mean and 95 % interval over {' or '.join(map(str, seeds))} runs."
-    console = Console()
+    console = terminal.console()
     console.print(text, highlight=False, soft_wrap=True)
-    console.print(note, highlight=False)
+    console.print(note, soft_wrap=True)
     if beside := published.ranks(runs):
         text += f"\n\n{markdown(beside)}"
         console.print(markdown(beside), highlight=False, soft_wrap=True)

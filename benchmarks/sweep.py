@@ -21,7 +21,8 @@ A suite is a file in benchmarks/suites (or a path to one):
 A job is one variant on one task, with its seeds as one command; `--jobs` of them run side by side, each on cores of its
 own. What could not run is refused before anything is made or trained, as far as it shows without the data. Interrupted,
 the same command continues: finished jobs are kept, half-finished ones resumed. What a job prints goes to a file beside
-its run directory. Status 1 if a job failed; `python -m benchmarks.report` makes tables of the rest.
+its run directory. Each finished job is a line, with an estimate of what is left; the last line is the command
+that reports them all. Status 1 if a job failed.
 
 `--launcher ray` places the open jobs on a Ray cluster whose machines share the folders of runs and data; a job whose
 worker dies is tried again and goes on from its checkpoint. `--launcher slurm` makes the data and prints a script that
@@ -31,11 +32,6 @@ warned of its time limit, writes a checkpoint, and goes on where it is requeued.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
-import importlib
-import io
 import json
 import os
 import re
@@ -44,28 +40,27 @@ import signal
 import subprocess
 import sys
 import threading
-import tomllib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from queue import Queue
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
 
 from benchmarks import cluster
 from benchmarks.reporting.results import without_folder
-from common import commandline, datasets, environments, launch, recipes, tasks
-from common.datasets.downloads import can_be_downloaded, fetch, is_here
+from benchmarks.suite import ROOT, Job, Suite
+from common import counts, recipes, tasks, terminal
+from common.datasets.downloads import fetch
 from common.errors import Refused, exiting
 from common.machine import cores, tied
 from common.runs import write_json
 from common.terminal import making
-
-ROOT = Path(__file__).parents[1]
-SUITES = Path(__file__).parent / "suites"
 
 
 @dataclass(frozen=True)
@@ -103,223 +98,13 @@ class Sweep:
             value = getattr(self, name)
             if value is not None and value < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {value}"
+        for name in ("job_cpus", "job_gpus", "retries", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                return f"--{name.replace('_', '-')} must be at least 0 and finite, not {value:g}"
         if self.job_gpus > 1 and self.job_gpus % 1:
             return f"--job-gpus must be a share of one GPU or a whole number of them, not {self.job_gpus:g}"
         return None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One variant on one task."""
-
-    task: str
-    variant: str
-    algorithm: str
-    flags: tuple[str, ...]
-    num_seeds: int
-    size: int | None
-    source: str | None = None
-    """Of its data, as the suite says or the sweep has decided for all jobs of its task; None where flags or size do."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its run lies, below the suite's folder."""
-        return Path(self.task) / re.sub(r"[^\w.+]+", "-", self.variant).strip("-")
-
-    @functools.cached_property
-    def request(self) -> commandline.Request:
-        """What its command line asks for, but for data that the sweep makes. Raises Refused if that is wrong."""
-        module = importlib.import_module(f"algorithms.{self.algorithm}")
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                asked = ["--env", self.task, *self.rest]
-                return commandline.parse(asked, self.algorithm, "", module.Config, module.PRESETS)
-        except SystemExit as error:
-            boxed = re.sub(r"[^ -~]+", " ", said.getvalue())
-            raise self.refused(" ".join(boxed.split())) from error
-        except Refused as refusal:
-            raise self.refused(refusal) from refusal
-
-    def refused(self, why: object) -> Refused:
-        """A refusal that names the job."""
-        return Refused(f"variant {self.variant!r} on {self.task}: {why}")
-
-    def check(self) -> None:
-        """Raise Refused if it could not run, as far as that shows without its data, before others train for hours."""
-        taken = [flag for flag in self.flags if flag.partition("=")[0] in ("--env", "--out", "--resume")]
-        if taken:
-            raise self.refused(f"{taken[0]} is for the sweep to say; leave it out")
-        request = self.request
-        try:
-            launch.check(request, tasks.find(self.task))
-            check_playable(self.task, request.config.discrete_actions)
-            if request.config.uses_prior_data:
-                check_source(request.run.dataset or self.source or tasks.find(self.task).default_dataset)
-        except Refused as refusal:
-            raise self.refused(refusal) from refusal
-
-    def data(self) -> tuple[str, int | None] | None:
-        """What it learns from, if from anything: a source, and how many transitions to make if the suite says so."""
-        if not self.request.config.uses_prior_data:
-            return None
-        if self.request.run.dataset is None and self.made is not None:
-            return f"recipe:{self.task}", self.size
-        return self.request.run.dataset or self.source, None
-
-    def decided(self, sources: dict[str, str | None]) -> Job:
-        """Itself with the source that its task has in `sources`, where one is decided on if there is none."""
-        said = self.request.run.dataset or self.made or self.source
-        if not self.request.config.uses_prior_data or said is not None:
-            return self
-        if self.task not in sources:
-            sources[self.task] = datasets.default_source(tasks.find(self.task))
-        return dataclasses.replace(self, source=sources[self.task])
-
-    @property
-    def made(self) -> str | None:
-        """The data of the suite's own size, which the sweep makes; None if its task has no recipe."""
-        if self.size is None or self.task not in recipes.names():
-            return None
-        return f"minari:{recipes.dataset_id(self.task, self.size)}"
-
-    def arguments(self) -> list[str]:
-        """Its command line, without `--out`; the data must have been made."""
-        source = self.made or self.source
-        data = ["--dataset", source] if source is not None and self.request.config.uses_prior_data else []
-        return ["--env", self.task, *data, *self.rest]
-
-    @property
-    def rest(self) -> list[str]:
-        """Its flags beyond task and data."""
-        return ["--num-seeds", str(self.num_seeds), "--devices", "1", *self.flags]
-
-
-@functools.cache
-def check_playable(task: str, discrete: bool) -> None:
-    """Refuse an environment that no run could act in, or with other actions than an algorithm's."""
-    environments.check_actions(tasks.find(task), discrete)
-
-
-def check_source(source: str | None) -> None:
-    """Refuse prior data that there cannot be; nothing is read, and what would be downloaded is not asked for."""
-    if source is None:
-        raise Refused("the task has no prior data of its own; name some with --dataset KIND:WHAT")
-    kind, _, name = source.partition(":")
-    kinds = (*datasets.READERS, "recipe")
-    if kind not in kinds or not name:
-        raise Refused(f"--dataset {source}: the sources are {', '.join(f'{kind}:' for kind in kinds)}")
-    if kind == "recipe" and name not in recipes.names():
-        raise Refused(f"--dataset {source}: the recipes are {', '.join(recipes.names())}")
-    if kind != "recipe" and not can_be_downloaded(source) and not is_here(source):
-        raise Refused(f"--dataset {source}: there is no such file; make or fetch it first")
-
-
-@dataclass
-class Suite:
-    """A suite as read from its file."""
-
-    name: str
-    jobs: list[Job] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, name: str, num_seeds: int | None = None, seed: int = 0) -> Suite:
-        """The suite of this name or path, from this seed on. Raises Refused, naming what is wrong with the file."""
-        path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in SUITES.glob("*.toml")))
-            raise Refused(f"no suite {name!r}: there are {known}; or give the path of a .toml file")
-        try:
-            content = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise Refused(f"{path}: {error}") from error
-        check(str(path), content, {"parts"}, {"num_seeds", "size", "data", "flags"})
-        flags = words(f"{path}: flags", content.get("flags", ""))
-        seeds = content.get("num_seeds", 1) if num_seeds is None else num_seeds
-        suite = cls(path.stem)
-        for number, part in enumerate(content["parts"], 1):
-            place = f"{path}, part {number}"
-            check(place, part, {"tasks", "variants"}, {"flags"})
-            shared = [*flags, *words(f"{place}: flags", part.get("flags", ""))]
-            for task in part["tasks"]:
-                check_task(place, task)
-                for variant, line in part["variants"].items():
-                    algorithm, own = parsed(f"{place}: variant {variant!r}", line)
-                    whole = (*shared, *own, *(("--seed", str(seed)) if seed else ()))
-                    source = f"recipe:{task}" if "data" in content else None
-                    suite.jobs.append(Job(task, variant, algorithm, whole, seeds, content.get("size"), source))
-        folders = [job.folder for job in suite.jobs]
-        for folder in folders:
-            if folders.count(folder) > 1:
-                raise Refused(f"{path}: two variants of {folder.parent} would share the folder {folder.name}")
-        return suite
-
-
-def is_count(value: Any) -> bool:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def is_list(value: Any, kind: type) -> bool:
-    """Whether it is a list of this kind, and not an empty one."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, kind) for each in value)
-
-
-def are_lines(value: Any) -> bool:
-    """Whether it is a table of strings under names that a folder can have, and not an empty one."""
-    named = isinstance(value, dict) and bool(value) and all(re.search(r"\w", name) for name in value)
-    return named and all(isinstance(line, str) for line in value.values())
-
-
-KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_seeds": (is_count, "a whole number of at least 1"),
-    "size": (is_count, "a whole number of transitions, such as 100_000"),
-    "data": (lambda value: value == "recipe", '"recipe", or left out for what each task has by default'),
-    "flags": (lambda value: isinstance(value, str), 'one string, such as "--eval-every 5000 --eval-episodes 10"'),
-    "parts": (lambda value: is_list(value, dict), "tables, at least one, each headed [[parts]] in double brackets"),
-    "tasks": (lambda value: is_list(value, str), 'a list of names, at least one, such as ["hopper-medium"]'),
-    "variants": (are_lines, 'a table headed [parts.variants] of lines such as "TD3+BC" = "td3_bc"'),
-}
-"""Key of a suite's tables -> whether a value can be its, and what it must be, in words."""
-
-
-def check(place: str, table: dict[str, Any], needed: set[str], optional: set[str]) -> None:
-    """Refuse a table of a suite with missing or unknown keys, or with a value that is not its key's."""
-    missing, unknown = sorted(needed - table.keys()), sorted(table.keys() - needed - optional)
-    if missing:
-        raise Refused(f"{place}: {', '.join(missing)} missing")
-    if unknown:
-        raise Refused(f"{place}: unknown {', '.join(unknown)}; there are {', '.join(sorted(needed | optional))}")
-    for key, value in table.items():
-        sound, expected = KEYS[key]
-        if not sound(value):
-            raise Refused(f"{place}: {key} must be {expected}")
-
-
-def check_task(place: str, task: str) -> None:
-    """Refuse a task that there is not."""
-    try:
-        tasks.find(task)
-    except Refused as error:
-        raise Refused(f"{place}: {error}") from error
-
-
-def words(place: str, line: str) -> list[str]:
-    """A line of a suite, split as by a shell."""
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise Refused(f"{place}: {str(error).lower()} in {line!r}") from error
-
-
-def parsed(place: str, line: str) -> tuple[str, list[str]]:
-    """The algorithm and the flags of a variant's line."""
-    algorithm, *flags = words(place, line) or [""]
-    known = sorted(path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__")
-    if algorithm not in known:
-        named = f"there is no algorithms/{algorithm}.py" if algorithm else "names no algorithm"
-        raise Refused(f"{place}: {named}; first comes one of {', '.join(known)}")
-    return algorithm, flags
 
 
 class Runner:
@@ -337,6 +122,8 @@ class Runner:
             self.shares.put(set(usable[job :: self.jobs]))
         self.running: set[subprocess.Popen] = set()
         self.stopping = threading.Event()
+        self.began, self.to_do, self.done = time.monotonic(), len(self.chosen), 0
+        """When the first job began, how many there are to do, and how many of them have finished since."""
         self.lock = threading.Lock()
 
     def stop(self, *_: object) -> None:
@@ -373,6 +160,7 @@ class Runner:
         if self.stopping.is_set() or (command := self.command(job)) is None:
             return 0
         share = self.shares.get()
+        start = time.monotonic()
         try:
             prefix = ["taskset", "-c", ",".join(map(str, sorted(share)))] if share else []
             own = min(len(share), cores()) if share else max(1, cores() // self.jobs)
@@ -392,14 +180,38 @@ class Runner:
                 self.running.discard(process)
         finally:
             self.shares.put(share)
-        self.tell(job, status)
+        self.tell(job, status, time.monotonic() - start)
         return status
 
-    def tell(self, job: Job, ended: int | str) -> None:
-        """One line on how a job ended: its status, or in words."""
+    def begin(self, to_do: int) -> None:
+        """The clock, by which what is left is estimated, of so many jobs."""
+        self.began, self.to_do, self.done = time.monotonic(), to_do, 0
+
+    def tell(self, job: Job, ended: int | str, seconds: float | None = None) -> None:
+        """One line on how a job ended, its status, or in words; how long it took; and what is left, if it finished."""
         how = f"ended with status {ended}" if isinstance(ended, int) else ended
         how = "finished" if ended == 0 else f"{how}, see {self.folder / job.folder}.log"
-        self.console.print(f"{job.task}, {job.variant}: {how}", highlight=False, soft_wrap=True)
+        after = "" if seconds is None else f" after {clock(seconds)}"
+        with self.lock:
+            self.done += ended == 0
+            left = self.left() if ended == 0 else ""
+        self.console.print(f"{job.task}, {job.variant}: {how}{after}{left}", highlight=False, soft_wrap=True)
+
+    def left(self) -> str:
+        """How many jobs are done, and how long the others will take at the pace of these."""
+        others = self.to_do - self.done
+        pace = (time.monotonic() - self.began) / self.done
+        return f"; {self.done} of {self.to_do} done" + (f", about {clock(others * pace)} left" if others > 0 else "")
+
+    def conclude(self) -> int:
+        """Say what has not finished, and last how the rest is reported; the exit status."""
+        missing = sum(not (self.folder / job.folder / "summary.json").exists() for job in self.chosen)
+        if missing:
+            some = f"{missing} of {len(self.chosen)} jobs have not finished: the same command goes on with them"
+            self.console.print(some, highlight=False, soft_wrap=True)
+        if self.only is None and missing < len(self.chosen):
+            self.console.print(report_of(self.folder), highlight=False, soft_wrap=True)
+        return 1 if missing else 0
 
     def describe(self) -> None:
         """Write which folder is which job, for reports."""
@@ -410,21 +222,16 @@ class Runner:
         if not path.exists() or json.loads(path.read_text()) != described:
             write_json(path, described)
 
-    def on_ray(self, start: cluster.Start, jobs: Sequence[Job]) -> bool:
-        """These jobs on a Ray cluster; whether all chosen ones have finished."""
+    def on_ray(self, start: cluster.Start, jobs: Sequence[Job]) -> None:
+        """These jobs on a Ray cluster."""
 
         def told(number: int, ended: int | str) -> None:
             self.tell(jobs[number], ended)
 
         cluster.run(start, [(job.algorithm, job.arguments(), self.folder / job.folder) for job in jobs], told)
-        return self.finished()
 
-    def finished(self) -> bool:
-        """Whether all chosen jobs have finished."""
-        return all((self.folder / job.folder / "summary.json").exists() for job in self.chosen)
-
-    def all(self) -> bool:
-        """Every job chosen; whether all have finished."""
+    def all(self) -> None:
+        """Every job chosen."""
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -432,14 +239,13 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return self.finished()
 
 
 def main(sweep: Sweep) -> int:
     """Make the data, then run what is missing; the exit status."""
     if problem := sweep.problem():
         raise Refused(problem)
-    console = Console(stderr=sweep.launcher == "slurm")
+    console = terminal.console(stderr=sweep.launcher == "slurm")
     suite = Suite.read(sweep.suite, sweep.num_seeds, sweep.seed)
     if sweep.only is not None and not 0 <= sweep.only < len(suite.jobs):
         raise Refused(f"--only {sweep.only}: {suite.name} has the jobs 0 to {len(suite.jobs) - 1}")
@@ -450,20 +256,35 @@ def main(sweep: Sweep) -> int:
         job.check()
     for task, source in runner.sources.items():
         if source != tasks.find(task).default_dataset and source.startswith("recipe:"):
-            console.print(f"{task}: learns from {source}, as no published data were within reach", highlight=False)
-    console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", highlight=False)
+            console.print(f"{task}: learns from {source}, as no published data were within reach", soft_wrap=True)
+    console.print(f"{suite.name}: {len(suite.jobs)} jobs, {len(open_jobs)} to do", soft_wrap=True)
     if sweep.launcher == "ray" and open_jobs:
         resources = cluster.Resources(sweep.ray_address, sweep.job_cpus, sweep.job_gpus, sweep.retries)
         # The cluster first: data for one that cannot be had would be made in vain.
         with cluster.connected(resources) as start:
             prepare(runner, open_jobs)
-            return 0 if runner.on_ray(start, open_jobs) else 1
+            runner.begin(len(open_jobs))
+            runner.on_ray(start, open_jobs)
+            return runner.conclude()
     prepare(runner, open_jobs)
     if sweep.launcher == "slurm":
         if open_jobs:
             print(script(sweep, suite.name, [suite.jobs.index(job) for job in open_jobs]), end="")
+        console.print(f"when all have finished: {report_of(runner.folder)}", highlight=False, soft_wrap=True)
         return 0
-    return 0 if runner.all() else 1
+    runner.begin(len(open_jobs))
+    runner.all()
+    return runner.conclude()
+
+
+def clock(seconds: float) -> str:
+    """A time as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def report_of(folder: Path) -> str:
+    """The command that reports a sweep."""
+    return f"python -m benchmarks.report {shlex.quote(str(folder))}"
 
 
 def prepare(runner: Runner, jobs: Sequence[Job]) -> None:
@@ -509,4 +330,4 @@ def quoted(value: str) -> str:
 
 
 if __name__ == "__main__":
-    exiting("sweep", lambda: main(tyro.cli(Sweep, description=__doc__)))
+    exiting("sweep", lambda: main(counts.cli(Sweep, description=__doc__)))

@@ -20,11 +20,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from common import replay
@@ -41,15 +43,18 @@ MISSING = float(jnp.finfo(jnp.float32).min)
 """Of a metric: there is no such number. Not NaN, which is what a loss that went wrong is."""
 
 INTERVALS = {
-    "learning_rate": "[0, inf)",
+    "learning_rate": "(0, inf)",
     "discount": "[0, 1]",
     "target_rate": "(0, 1]",
     "weight_decay": "[0, inf)",
     "dropout": "[0, 1)",
     "noise": "[0, inf)",
     "noise_clip": "[0, inf)",
+    "target_entropy_per_action": "(-inf, 0.69)",  # no distribution on [-1, 1] has more than log 2
 }
 """Where hyperparameters lie that mean the same in every algorithm, by how their names end."""
+LARGEST_COUNT = 2**31 - 1
+"""Steps are counted in 32 bits on the device."""
 
 
 def traced(default: float, interval: str) -> Any:
@@ -67,7 +72,7 @@ class Hyperparameters(struct.PyTreeNode):
 
     Fields annotated `float` are traced, so that a grid of them is one axis of runs. All others are static: counts,
     shapes, choices, and what is marked so. `problem` knows the intervals of INTERVALS and of `traced` and `static`;
-    other floats are finite, counts at least 1, or at least 0 where 0 is the default.
+    other floats are finite, counts whole, and at least 1, or at least 0 where 0 is the default.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -82,8 +87,9 @@ class Hyperparameters(struct.PyTreeNode):
         """Names and steps, in order: environment steps "online", which is last, else updates; 0 steps: no phase."""
         return tuple((phase, getattr(self, f"{phase}_steps", 0)) for phase in ("offline", "online"))
 
+    # Environment steps before the first update online; not a field, unless an algorithm makes it one. A docstring here
+    # would be what `--help` says of those.
     start_training = 0
-    """Environment steps before the first update online; not a field, unless an algorithm makes it one."""
 
     discrete_actions = False
     """Whether the algorithm chooses among actions, each a one-hot vector; otherwise they are vectors in [-1, 1]."""
@@ -107,10 +113,12 @@ class Hyperparameters(struct.PyTreeNode):
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
         for field in dataclasses.fields(self):
-            interval, value = interval_of(field), getattr(self, field.name)
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value == () and field.default != ():
+                return f"{flag} must hold at least one number"
             for number in value if isinstance(value, tuple) else (value,):
-                if interval and not contains(interval, number):
-                    return f"--{field.name.replace('_', '-')} must {in_words(interval, number)}, not {number}"
+                if why := misplaced(field, number):
+                    return f"{flag} must {why}, not {number}"
         if not any(steps for _, steps in self.phases):
             counts = (f.name.replace("_", "-") for f in dataclasses.fields(self) if f.name.endswith("steps"))
             return f"there is no step to learn at: raise one of {', '.join(f'--{name}' for name in counts)}"
@@ -137,6 +145,23 @@ def interval_of(field: dataclasses.Field) -> str | None:
     return "[0, inf)" if example == 0 else "[1, inf)"
 
 
+def misplaced(field: dataclasses.Field, number: Any) -> str | None:
+    """What a value of a Config's field must do to be one of its; None if it is, or if there is nothing to say."""
+    interval = interval_of(field)
+    if interval is None:
+        return None
+    example = field.default[0] if isinstance(field.default, tuple) else field.default
+    if isinstance(example, int) and not isinstance(number, numbers.Integral):
+        return "be a whole number"
+    if not contains(interval, number):
+        return in_words(interval, number)
+    if isinstance(example, int):
+        return None if number <= LARGEST_COUNT else "be below 2^31"
+    with np.errstate(over="ignore"):
+        stored = float(np.float32(number))
+    return None if contains(interval, stored) else f"{in_words(interval, stored)} in single precision"
+
+
 def contains(interval: str, number: float) -> bool:
     """Whether a number lies in an interval, written as "[0, 1)"; NaN lies in none."""
     low, high = map(float, interval[1:-1].split(","))
@@ -151,6 +176,8 @@ def in_words(interval: str, number: float) -> str:
         return "be finite"
     if high == "inf":
         return f"be {'at least' if interval[0] == '[' else 'above'} {low}"
+    if low == "-inf":
+        return f"be {'at most' if interval[-1] == ']' else 'below'} {high}"
     return f"lie in {interval}"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.environments import Environment
-from common.evaluation import episode_seed
+from common.errors import EnvironmentFailed
+from common.evaluation import episode_seed, success_rate
 from common.replay import Batch, Episode
 from common.tasks import Task
 
@@ -27,47 +28,49 @@ class Collector:
         self.episode = np.zeros(len(seeds), np.int64)
         self.actions: list[list[np.ndarray]] = [[] for _ in seeds]
         self.returns = np.zeros(len(seeds))
-        self.solved = np.zeros(len(seeds), bool)
-        self.finished: list[list[tuple[float, bool]]] = [[] for _ in seeds]
+        self.solved: list[bool | None] = [False] * len(seeds)
+        """Whether the present episode has succeeded; None where the environment does not tell."""
+        self.finished: list[list[tuple[float, bool | None]]] = [[] for _ in seeds]
         """Return and success of the episodes that ended since the last row of metrics."""
-        self.observation = np.stack([self.start(run, 0) for run in range(len(seeds))])
+        self.observation = np.stack([self.open(run, 0) for run in range(len(seeds))])
 
-    def forget(self, run: int) -> None:
-        """What was counted of the run's episode that is over."""
-        self.actions[run] = []
-        self.returns[run] = 0.0
-        self.solved[run] = False
+    def open(self, run: int, episode: int) -> np.ndarray:
+        """The first observation of an episode of the run."""
+        return self.environments[run].reset(self.episode_seed(run, episode))
 
-    def start(self, run: int, episode: int) -> np.ndarray:
-        """The first observation of the run's episode of this number, which its environment is in then."""
-        return self.environments[run].reset(episode_seed(self.seeds[run], 0, episode))
+    def begin(self, run: int, episode: int, first: np.ndarray) -> None:
+        """Go on with an episode that was opened, and with its first observation."""
+        self.episode[run], self.observation[run] = episode, first
+        self.actions[run], self.returns[run], self.solved[run] = [], 0.0, False
+
+    def episode_seed(self, run: int, episode: int) -> int:
+        """What an episode of the run starts from."""
+        return episode_seed(self.seeds[run], 0, episode)
 
     def step(self, actions: np.ndarray) -> tuple[Batch, Episode]:
         """Act in every environment: the transitions [runs, ...], rewards as the learner sees them, and their episodes.
 
         `observation` is afterwards what the next action is for: the start of a new episode where one has ended. Where
-        an environment fails, nothing has changed of what `state` keeps.
+        EnvironmentFailed is raised, all is as before, as a checkpoint needs it.
         """
         before = self.observation
         taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
         after = np.stack([s.next_observation for s in taken])
         over = np.array([s.terminated or s.truncated for s in taken])
-        starts = {run: self.start(run, int(self.episode[run]) + 1) for run in np.flatnonzero(over).tolist()}
+        starts = {run: self.open(run, int(self.episode[run]) + 1) for run in np.flatnonzero(over).tolist()}
         self.observation = after.copy()
         for run, result in enumerate(taken):
             self.actions[run].append(actions[run])
             self.returns[run] += result.reward
-            self.solved[run] |= result.success
+            self.solved[run] = self.solved[run] or result.success
         episode = Episode(
             over=over,
-            score=np.asarray(self.task.score(self.returns, self.solved), np.float32),
+            score=np.asarray(self.task.score(self.returns, np.array(self.solved, float)), np.float32),
             length=np.array([len(actions) for actions in self.actions], np.int32),
         )
-        for run, start in starts.items():
-            self.finished[run].append((float(self.returns[run]), bool(self.solved[run])))
-            self.episode[run] += 1
-            self.observation[run] = start
-            self.forget(run)
+        for run, first in starts.items():
+            self.finished[run].append((float(self.returns[run]), self.solved[run]))
+            self.begin(run, int(self.episode[run]) + 1, first)
         reward = np.array([s.reward for s in taken], np.float32)
         transition = Batch(
             observation=before,
@@ -82,9 +85,8 @@ class Collector:
         """Per run, the mean return and success of the episodes that ended since the last report (nan: none did)."""
         rows = []
         for finished in self.finished:
-            returns, solved = zip(*finished, strict=True) if finished else ((np.nan,), (np.nan,))
-            success = 100 * float(np.mean(solved)) if self.task.knows_success else np.nan
-            rows.append({"episode_return": float(np.mean(returns)), "episode_success": success})
+            returns, solved = zip(*finished, strict=True) if finished else ((np.nan,), (None,))
+            rows.append({"episode_return": float(np.mean(returns)), "episode_success": success_rate(solved)})
             finished.clear()
         return rows
 
@@ -94,7 +96,7 @@ class Collector:
         return arrays | {"observation": self.observation}, {
             "episode": self.episode.tolist(),
             "returns": self.returns.tolist(),
-            "solved": self.solved.tolist(),
+            "solved": list(self.solved),
             "finished": self.finished,
         }
 
@@ -105,15 +107,17 @@ class Collector:
         self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
         for run in range(len(self.seeds)):
             actions = list(arrays.get(f"episode_actions.{run}", ()))
-            seed = episode_seed(self.seeds[run], 0, int(self.episode[run]))
-            self.observation[run] = self.environments[run].replay(seed, actions)
-            if np.array_equal(self.observation[run], arrays["observation"][run]):
-                self.actions[run] = actions
+            number = int(self.episode[run])
+            try:
+                repeated = self.environments[run].replay(self.episode_seed(run, number), actions)
+                why = f"{self.task.name} is not deterministic"
+            except EnvironmentFailed as error:
+                repeated, why = None, str(error)
+            if np.array_equal(repeated, arrays["observation"][run]):
+                self.actions[run], self.observation[run] = actions, repeated
                 self.returns[run], self.solved[run] = progress["returns"][run], progress["solved"][run]
             else:
-                announce(f"run {run}: {self.task.name} is not deterministic; its episode starts again")
-                self.episode[run] += 1
-                self.observation[run] = self.start(run, int(self.episode[run]))
-                self.forget(run)
+                announce(f"run {run}: {why}; its episode starts again")
+                self.begin(run, number + 1, self.open(run, number + 1))
                 anew.append(run)
         return anew

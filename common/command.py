@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import commandline, launch, stops
+from common import commandline, stops, terminal
 from common.commandline import Request
-from common.errors import Refused, exiting
+from common.errors import Refused, exiting, one_line
 from common.machine import cores
 from common.runs import RunDirectory, digests, finite, versions
 
@@ -27,10 +27,10 @@ MEASURED = ("eval_every", "eval_episodes", "log_every")
 
 def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> None:
     """The command line of an algorithm file. Leaves with status 0 only when the run has finished."""
-    console = Console()
+    console = terminal.console()
 
     def announce(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     with stops.commanding(announce):
         exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], console))
@@ -45,31 +45,62 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
     resume = commandline.resumed(arguments)
     if resume is None:
         request = commandline.parse(arguments, name, description, config_class, presets)
+        from common import launch  # what learns takes seconds to import, and --help has ended by now
+
         prepare_devices(request)
         return launch.run(agent_class, request, arguments, console).status
 
-    directory, saved = RunDirectory.open(resume)
+    from common import launch, resuming
+
+    folder = Path(os.path.abspath(resume.folder))
+    directory, saved = RunDirectory.open(folder)
     if saved["algorithm"] != name:
-        raise Refused(f"--resume {resume}: a run of {saved['algorithm']}.py, not of {name}.py")
-    if (resume / "summary.json").exists():
-        console.print(f"{resume} has finished already; its results are in summary.json")
+        raise Refused(f"--resume {resume.folder}: a run of {saved['algorithm']}.py, not of {name}.py")
+    if (folder / "summary.json").exists():
+        console.print(f"{resume.folder} has finished already; its results are in summary.json", soft_wrap=True)
         return 0
-    request = commandline.parse(saved["arguments"], name, description, config_class, presets)
-    check_unchanged(resume, saved, request)
-    request = dataclasses.replace(request, run=dataclasses.replace(request.run, devices=saved["devices"]))
-    prepare_devices(request)
-    request = on_this_machine(request, saved, source, console)
-    return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
+    moved = resuming.data_now(saved, resume.dataset and resuming.whole(resume.dataset))
+    with contextlib.chdir(resuming.began_in(folder, saved)):
+        request = commandline.parse(saved["arguments"], name, description, config_class, presets)
+        check_unchanged(resume.folder, saved, request)
+        now = {"devices": saved["devices"], "dataset": moved or request.run.dataset}
+        request = dataclasses.replace(request, run=dataclasses.replace(request.run, **now))
+        prepare_devices(request)
+        request = on_this_machine(request, saved, source, console)
+        return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
 
 
 def prepare_devices(request: Request) -> None:
-    """Before the first use of JAX: one host device per core for several runs, and a cache of compiled programs."""
+    """Take the devices: one of the host's per core for several runs; and a cache of compiled programs.
+
+    Before the module of a task is imported, which may use JAX as well. Raises Refused where JAX finds none.
+    """
     count = request.run.devices or min(cores(), request.number_of_runs)
     with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
         jax.config.update("jax_num_cpu_devices", count)
     if jax.config.jax_compilation_cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+        with contextlib.suppress(RuntimeError):  # a user of a container may have no home, and so no cache
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # how JAX says that a platform is not there, or not known
+        asked = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+        told = " ".join(f"{name}={os.environ[name]}" for name in asked) or "JAX cannot start"
+        reason = f" ({one_line(error)})" if str(error) else ""
+        raise Refused(
+            f"{told}: no such device here{reason}; there is {platforms()}: "
+            f"unset {' and '.join(asked) or 'what asks for another'}, or name one that is there"
+        ) from error
+
+
+def platforms() -> str:
+    """The kinds of devices that JAX finds where none is asked for, in words."""
+    jax.config.update("jax_platforms", None)
+    jax.config.update("jax_platform_name", "")
+    with contextlib.suppress(RuntimeError, AssertionError):
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    return "none that works"
 
 
 def check_siblings(source: Path) -> None:

@@ -8,11 +8,12 @@ import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
 
-from common import tasks
+from common import counts, helptext, tasks
 from common.errors import Refused
 
 
@@ -23,7 +24,7 @@ class Run:
     env: str = "pointmaze-large"
     """Task: a name from the task table, or any installed Gymnasium id."""
     dataset: str | None = None
-    """Prior data, as KIND:WHAT (recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, minari:ID). Default: the task's own."""
+    """Prior data: recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE, minari:ID, ogbench:NAME. Default: the task's."""
     preset: str | None = None
     """A named set of values, laid over the task family's; explicit flags win over both."""
     seed: int = 0
@@ -43,7 +44,7 @@ class Run:
     out: Path | None = None
     """Run directory, which must not exist yet. Default: runs/ALGORITHM/TASK/TIMESTAMP."""
     resume: Path | None = None
-    """Continue the run in this directory from its newest checkpoint. Takes no other flag."""
+    """Continue the run in this directory from its newest checkpoint. Takes only --dataset beside it, for moved data."""
     width: int | None = None
     """Runs computed at once on each device. Default: all on an accelerator, 1 on a CPU."""
     devices: int | None = None
@@ -82,10 +83,19 @@ class Request:
         """The overrides of every point of the grid; one empty point without a grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
+    def labels(self) -> list[str]:
+        """The points in words, as tables and legends call them, no two alike; "" without a grid."""
+        return [", ".join(f"{name}={shown(value)}" for name, value in point.items()) for point in self.points()]
+
     @property
     def number_of_runs(self) -> int:
         """Points of the grid times seeds."""
         return len(self.points()) * self.run.num_seeds
+
+
+def shown(value: float) -> str:
+    """A number in six digits, or in as many as tell it from every other."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def traced_fields(config_class: type) -> list[str]:
@@ -100,23 +110,28 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     early.add_argument("--env", default=usual)
     early.add_argument("--preset")
     chosen, _ = early.parse_known_args(arguments)
-    families = {tasks.find(task).family for task in tasks.names()} | {"gym"}
     asked_for_help = "-h" in arguments or "--help" in arguments
-    family = usual if asked_for_help and "--env" not in arguments else chosen.env
-    task = tasks.find(family)
-    values = presets.get(task.family, {}) | presets.get(f"{task.family}/{task.name}", {})
+    env = usual if asked_for_help and "--env" not in arguments else chosen.env
+    family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
+    values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
     if chosen.preset is not None:
-        named = sorted(name for name in set(presets) - families if "/" not in name)
+        named = helptext.named(presets)
         if chosen.preset not in named:
             raise Refused(f"--preset {chosen.preset}: {name} has {', '.join(named) or 'no presets'}")
         values |= presets[chosen.preset] | presets.get(f"{chosen.preset}/{chosen.env}", {})
-    run_fields = {f.name for f in dataclasses.fields(Run)}
+    run_fields = {f.name: f.default for f in dataclasses.fields(Run)}
+    known = run_fields | {f.name: f.default for f in dataclasses.fields(config_class)}
+    values = {name: counts.like(known.get(name), value) for name, value in values.items()}
     default_run = Run(env=chosen.env, **{k: v for k, v in values.items() if k in run_fields})
     default_config = config_class(**{k: v for k, v in values.items() if k not in run_fields})
 
     numbers = traced_fields(config_class)
-    check_grid(arguments, numbers, config_class)
+    if asked_for_help:
+        print(helptext.helptext(name, description, config_class, presets, env, chosen.preset), end="\n\n")
+    else:
+        check_grid(arguments, numbers, config_class)
     grid_class = dataclasses.make_dataclass("Grid", [(n, tuple[float, ...], ()) for n in numbers], frozen=True)
+    grid_class.__doc__ = "Values to train side by side: a run for each and for each seed; of several flags, all pairs."
     command_class = dataclasses.make_dataclass(
         "Command",
         [
@@ -126,14 +141,16 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
         ],
         frozen=True,
     )
-    command = tyro.cli(
+    command = counts.cli(
         command_class,
         prog=f"{name}.py",
-        description=description,
+        description=" ",  # said already, in the lines that it has
         args=list(arguments),
         default=command_class(default_run, default_config, grid_class()),
     )
     grid = {n: getattr(command.grid, n) for n in numbers if getattr(command.grid, n)}
+    for field, points in grid.items():
+        check_distinct(field, points)
     request = Request(command.run, command.config, grid)
     configs = [dataclasses.replace(command.config, **point) for point in request.points()]
     for problem in (command.run.problem(), *(config.problem() for config in configs)):
@@ -143,12 +160,21 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
 
 
 def check_grid(arguments: Sequence[str], numbers: Sequence[str], config_class: type) -> None:
-    """Refuse a grid over anything but a number of the Config."""
-    for argument in arguments:
+    """Refuse a grid over anything but a number of the Config, one without values, and one beside other values."""
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for at, argument in enumerate(arguments):
         if not argument.startswith("--grid."):
             continue
-        field = argument.removeprefix("--grid.").split("=")[0].replace("-", "_")
+        flag, (_, _, value) = flags[at], argument.partition("=")
+        field = flag.removeprefix("--grid.").replace("-", "_")
         if field in numbers:
+            if not value and (at + 1 == len(arguments) or is_flag(arguments[at + 1])):
+                raise Refused(f"{flag}: has no values; name some, as in --grid.discount 0.99 0.995")
+            if flags.count(flag) > 1:
+                raise Refused(f"{flag}: stands there twice; name all its values behind one")
+            alone = flag.replace("--grid.", "--")
+            if alone in flags:
+                raise Refused(f"{alone} beside {flag}: the grid's values would replace it; leave one of them out")
             continue
         if field in {f.name for f in dataclasses.fields(config_class)}:
             raise Refused(
@@ -160,11 +186,47 @@ def check_grid(arguments: Sequence[str], numbers: Sequence[str], config_class: t
         raise Refused(f"{argument}: no such hyperparameter; {hint}")
 
 
-def resumed(arguments: Sequence[str]) -> Path | None:
-    """The directory of --resume, which must stand alone."""
+def is_flag(argument: str) -> bool:
+    """Whether an argument is a flag, not a value such as -1e-3."""
+    try:
+        float(argument)
+    except ValueError:
+        return argument.startswith("-")
+    return False
+
+
+def check_distinct(field: str, values: Sequence[float]) -> None:
+    """Refuse a grid that holds a number twice: two equal runs would count as two."""
+    seen: dict[float, float] = {}
+    for value in values:
+        with np.errstate(over="ignore"):
+            stored = float(np.float32(value))
+        if stored in seen:
+            twin = seen[stored]
+            alike = f"{value} twice" if twin == value else f"{twin} and {value}, which are one in single precision"
+            raise Refused(f"--grid.{field.replace('_', '-')}: holds {alike}; leave one out")
+        seen[stored] = value
+
+
+class Resume(NamedTuple):
+    """What --resume asks for."""
+
+    folder: Path
+    """The run directory."""
+    dataset: str | None
+    """Where its data are now, if they are named anew."""
+
+
+def resumed(arguments: Sequence[str]) -> Resume | None:
+    """What --resume asks for, beside which nothing but --dataset may stand; None without it."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--resume", type=Path)
+    early.add_argument("--dataset")
     chosen, others = early.parse_known_args(arguments)
-    if chosen.resume is not None and others:
-        raise Refused(f"--resume takes no other flag ({others[0]}): every setting comes from the run's config.json")
-    return chosen.resume
+    if chosen.resume is None:
+        return None
+    if others:
+        raise Refused(
+            f"--resume takes no other flag but --dataset ({others[0]}): every setting comes from the run's config.json"
+        )
+    return Resume(chosen.resume, chosen.dataset)

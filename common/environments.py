@@ -4,7 +4,9 @@ Where an environment takes one of n actions by its number, an action is a one-ho
 
 Observations that come as a dictionary are flattened by one rule, here and for data: achieved goal, observation, desired
 goal, in this order, without the achieved goal where the observation holds it already (PointMaze: 6 numbers). Parts with
-other names follow each other by name.
+other names follow, by name.
+
+Where the bounds of an action dimension coincide, it is held: the environment gets that value, and data have 0 in it.
 
 Mazes have two forms, and data decide which one is played:
 - D4RL's AntMaze form, the default: the goal is not observed; success is within 0.5 m. AntMaze has 29 numbers, x, y and
@@ -32,7 +34,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from common import tasks
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused, placed
 from common.foreign import simulator
 from common.tasks import Task
 
@@ -51,6 +53,8 @@ _GOAL_SPREADS = (1.0, 0.5)
 _MEAN_BEYOND = sum(_GOAL_SPREADS) / 2
 _RESET_NOISE = 0.1
 """Of D4RL's ant (d4rl/locomotion/ant.py): uniform on its first position, normal on its first velocity."""
+_UNBOUNDED = 1e30
+"""Bounds of actions that are as good as none: some environments write the largest number for infinity."""
 _GOAL_RADIUS = 0.45
 """m, gymnasium-robotics' own criterion."""
 
@@ -66,36 +70,48 @@ class Step(NamedTuple):
     """The task ended: nothing follows to bootstrap from."""
     truncated: bool
     """The time limit cut the episode, which did not terminate."""
-    success: bool
-    """The goal is reached, or the object is where it should be, after this action."""
+    success: bool | None
+    """The goal is reached, or the object is where it should be, after this action; None until the episode tells it:
+    outside the table in its info, as `success` or `is_success`."""
 
 
 class Environment:
-    """One task, one episode at a time: an episode is a function of (seed, actions)."""
+    """One task, one episode at a time: an episode is a function of (seed, actions).
+
+    What a third-party environment raises, and what it returns that cannot be learnt from, ends in EnvironmentFailed.
+    """
 
     def __init__(self, task: Task, environment: gymnasium.Env, hidden_goal: bool = False):
         """Of a Gymnasium environment; `hidden_goal` picks the maze form that does not observe the goal."""
-        space = environment.observation_space
+        space, action = environment.observation_space, environment.action_space
         self._keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
         if hidden_goal:
-            self._keys = self._keys[:-1]
+            self._keys = tuple(key for key in self._keys if key != "desired_goal")
         parts = [space] if self._keys is None else [space[key] for key in self._keys]
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
             raise Refused(f"{task.environment} has observations {space}: only vectors of numbers are supported")
-        action = environment.action_space
         self.numbers: range | None = None
         """Those of discrete actions, in the environment's own terms; None where actions are vectors."""
+        self.held = np.zeros(1, bool)
+        """bool [action]: the dimensions whose bounds coincide; of discrete actions [1], False."""
+        self.is_rescaled = False
+        """Whether the environment takes other actions than those in [-1, 1]."""
         if isinstance(action, Discrete):
             self.numbers = range(int(action.start), int(action.start + action.n))
             self.action_size = len(self.numbers)
-        elif isinstance(action, Box) and len(action.shape) == 1 and np.isfinite([action.low, action.high]).all():
+        elif _is_bounded(action):
             self.action_size = action.shape[0]
             self._low, self._high = action.low, action.high
-            self._centre, self._half_range = (action.high + action.low) / 2, (action.high - action.low) / 2
-            self._is_rescaled = bool(np.any(self._centre != 0) or np.any(self._half_range != 1))
+            self.held = action.low == action.high
+            half_range = action.high / 2 - action.low / 2  # the difference of the widest bounds would be infinite
+            self._centre, self._half_range = action.high / 2 + action.low / 2, np.where(self.held, 1, half_range)
+            self.is_rescaled = bool(self.held.any() or np.any(self._centre != 0) or np.any(self._half_range != 1))
         else:
+            whole = isinstance(action, Box) and np.issubdtype(action.dtype, np.integer)
+            remedy = "; take real numbers, and round them in step()" if whole else ""
             raise Refused(
-                f"{task.environment} has actions {action}: only bounded vectors of numbers, and Discrete, are supported"
+                f"{task.environment} has actions {action}: only bounded vectors of real numbers, and Discrete, are "
+                f"supported{remedy}"
             )
 
         self.task = task
@@ -105,6 +121,9 @@ class Environment:
         """The Gymnasium environment itself."""
         self.origin = np.zeros(2)
         """float64 [2], m: where, in the simulation, observed positions have their origin; 0 but in D4RL's AntMaze."""
+        self._seed = self._steps = 0
+        self._tells_success = False
+        """Whether the episode's info has told success so far."""
         self.draws_goal = hidden_goal and task.family == "antmaze"
         """Whether it is D4RL's AntMaze, where a goal that is not observed is drawn for every episode."""
         if self.draws_goal:
@@ -120,33 +139,57 @@ class Environment:
             self._goal = tuple(self._goal_centre.tolist())
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> np.ndarray:
-        """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's."""
+        """The first observation of the episode of this seed, float32 [observation]; `options` are Gymnasium's.
+
+        Raises EnvironmentFailed. Seeds have 32 bits. Simulators in C often take 31, and whoever wrote the environment
+        of an id outside the table did not have ours in mind: it gets the lower 31. What is recorded of the table's own
+        tasks was played with all of them.
+        """
+        if self.task.family == "gym":
+            seed %= 2**31
+        self._seed, self._steps, self._tells_success = seed, 0, False
         if self.draws_goal:
             # A stream of its own beside the simulation's.
             self._goal = tuple((self._goal_centre + beyond_centre(np.random.default_rng([seed, 1]))).tolist())
-        return self._flat(self.raw.reset(seed=seed, options=options)[0])
+        try:
+            returned = self.raw.reset(seed=seed, options=options)
+            if not isinstance(returned, tuple | list) or len(returned) != 2:
+                raise self._failed(f"returned {_kind(returned)} where (observation, info) was expected")
+            return self._flat(returned[0])
+        except EnvironmentFailed:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a third-party environment raises
+            raise self._failed(f"raised {placed(error)}") from error
 
     def step(self, action: np.ndarray) -> Step:
-        """Apply an action, float [action] in [-1, 1]; of discrete ones that with the largest entry."""
+        """Apply an action, float [action] in [-1, 1]; of discrete ones that with the largest entry.
+
+        Raises EnvironmentFailed.
+        """
         if self.numbers is not None:
             action = self.numbers[int(np.argmax(action))]
-        elif self._is_rescaled:
+        elif self.is_rescaled:
             # Rounding could leave the bounds by a bit, which some environments do not forgive.
             action = (self._centre + self._half_range * action).clip(self._low, self._high)
         else:
             action = np.array(action)  # the environment's own, to write into if it likes
-        raw, reward, terminated, truncated, info = self.raw.step(action)
-        observation = self._flat(raw)
-        if self._goal is None:
-            success = bool(info.get("success", False))
-        else:
-            x, y = raw["achieved_goal"].tolist()
-            success = math.hypot(x - self._goal[0], y - self._goal[1]) <= _HIDDEN_GOAL_RADIUS
-        if self.task.reaches_goal:
-            reward, terminated = float(success), success
-        elif self.task.family == "adroit-binary":
-            reward, terminated = float(success) - 1.0, False
-        return Step(observation, float(reward), bool(terminated), bool(truncated) and not terminated, success)
+        self._steps += 1
+        try:
+            raw, reward, terminated, truncated, info = self.raw.step(action)
+            observation = self._flat(raw)
+            success = self._success(raw, info)
+            terminated, truncated = bool(terminated), bool(truncated)
+            if self.task.reaches_goal:
+                reward, terminated = float(success), success
+            elif self.task.family == "adroit-binary":
+                reward, terminated = float(success) - 1.0, False
+            else:
+                reward = self._number(reward)
+        except EnvironmentFailed:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a third-party environment raises
+            raise self._failed(f"raised {placed(error)}") from error
+        return Step(observation, reward, terminated, truncated and not terminated, success)
 
     def replay(self, seed: int, actions: Iterable[np.ndarray]) -> np.ndarray:
         """The observation after these actions in the episode of this seed: its state, restored by repeating it."""
@@ -162,7 +205,7 @@ class Environment:
         """
         if self.numbers is not None:
             return action[..., None] == np.array(self.numbers)
-        return (action - self._centre) / self._half_range if self._is_rescaled else action
+        return (action - self._centre) / self._half_range if self.is_rescaled else action
 
     def reached(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
         """bool [n]: whether transitions of a maze's data, [n, observation] each, reach the goal of their labels."""
@@ -188,12 +231,58 @@ class Environment:
 
     def close(self) -> None:
         """Release the simulation."""
-        self.raw.close()
+        with contextlib.suppress(Exception):  # a display or a connection is gone, and nothing more is wanted of it
+            self.raw.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
         if self.draws_goal:
             observation = observation | {"achieved_goal": observation["achieved_goal"] - self.origin}
-        return flatten(observation, self._keys)
+        flat = flatten(observation, self._keys)
+        if flat.shape != (self.observation_size,):
+            own = (self.observation_size,)
+            raise self._failed(f"returned an observation of shape {flat.shape} where its space has {own}")
+        if not np.isfinite(flat).all():
+            index = int(np.flatnonzero(~np.isfinite(flat))[0])
+            raise self._failed(f"returned an observation that is not finite ({flat[index]} at index {index})")
+        return flat
+
+    def _number(self, reward: Any) -> float:
+        """A reward as a number; ports of old environments return it as an array of one."""
+        if not isinstance(reward, float):
+            array = np.asarray(reward, np.float64)
+            if array.size != 1:
+                raise self._failed(f"returned a reward of shape {array.shape} where one number was expected")
+            reward = array.item()
+        if not math.isfinite(reward):
+            raise self._failed(f"returned a reward that is not finite ({reward})")
+        return float(reward)
+
+    def _success(self, raw: Any, info: Mapping[str, Any]) -> bool | None:
+        if self._goal is not None:
+            x, y = raw["achieved_goal"].tolist()
+            return math.hypot(x - self._goal[0], y - self._goal[1]) <= _HIDDEN_GOAL_RADIUS
+        told = info.get("success", info.get("is_success")) if info else None
+        if told is None:
+            return False if self._tells_success else None
+        self._tells_success = True
+        return bool(np.all(told))
+
+    def _failed(self, what: str) -> EnvironmentFailed:
+        when = f"step {self._steps} of the episode with seed" if self._steps else "reset with seed"
+        return EnvironmentFailed(f"{self.task.name} {what} at {when} {self._seed}")
+
+
+def _is_bounded(space: gymnasium.Space) -> bool:
+    """Whether it is one of vectors of real numbers within finite bounds."""
+    if not isinstance(space, Box) or len(space.shape) != 1 or not space.shape[0]:
+        return False
+    return np.issubdtype(space.dtype, np.floating) and bool(np.abs([space.low, space.high]).max() < _UNBOUNDED)
+
+
+def _kind(value: Any) -> str:
+    """What was returned, in words."""
+    count = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{count}"
 
 
 def beyond_centre(rng: np.random.Generator) -> np.ndarray:
@@ -205,7 +294,8 @@ def flat_keys(task: Task, parts: Collection[str]) -> tuple[str, ...]:
     """The order in which a dictionary observation is flattened: see the rule at the top of this file."""
     if not set(_GOAL_ORDER) <= set(parts):
         return tuple(sorted(parts))
-    return _GOAL_ORDER[1:] if task.family == "pointmaze" else _GOAL_ORDER
+    others = sorted(set(parts) - set(_GOAL_ORDER))
+    return (*(_GOAL_ORDER[1:] if task.family == "pointmaze" else _GOAL_ORDER), *others)
 
 
 def flatten(observation: np.ndarray | Mapping[str, np.ndarray], keys: tuple[str, ...] | None) -> np.ndarray:
@@ -226,9 +316,9 @@ def make(task: Task, observation_size: int | None = None, action_size: int | Non
     try:
         with _quiet():
             raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)
-    except Exception as error:  # whatever a third-party environment raises: a missing extra, a broken version
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise Refused(f"{task.environment} cannot be made: {reason}") from error
+        _ = raw.observation_space, raw.action_space  # which it may have left out
+    except (Exception, SystemExit) as error:  # whatever a third-party environment raises: a broken version, no display
+        raise Refused(f"{task.environment} cannot be made: {placed(error)}") from error
     if hasattr(raw.unwrapped, "tmp_xml_file_path"):
         # A maze leaves its model in the temporary folder; the simulation has read it by now.
         with contextlib.suppress(OSError):
@@ -252,18 +342,6 @@ def make(task: Task, observation_size: int | None = None, action_size: int | Non
                 "choose the task that the data were collected for"
             )
     return environment
-
-
-def check_actions(task: Task, discrete: bool) -> None:
-    """Refuse a task for an algorithm with other actions: `discrete` ones, or vectors."""
-    environment = make(task)
-    environment.close()
-    if (environment.numbers is not None) != discrete:
-        own, other = ("discrete", "continuous") if discrete else ("continuous", "discrete")
-        raise Refused(
-            f"{task.name} has actions {environment.raw.action_space}, and this algorithm has {own} ones: "
-            f"choose another task, or an algorithm with {other} actions"
-        )
 
 
 def as_d4rl(model: mujoco.MjModel) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from common import output
@@ -22,6 +25,15 @@ class EnvironmentFailed(Exception):
 def one_line(error: BaseException) -> str:
     """An exception as part of one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def placed(error: BaseException) -> str:
+    """An exception of somebody else's code as part of one line: its type, its text, and where it was raised."""
+    text = " ".join(str(error).split())[:200]
+    passed_by = str(Path(__file__).parent), importlib.__file__, "<frozen"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if not frame.filename.startswith(passed_by)]
+    return type(error).__name__ + (f": {text}" if text else "") + (f" ({places[-1]})" if places else "")
 
 
 def exiting(name: str, command: Callable[[], int | None]) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,10 @@ MANY_STEPS = 50_000
 
 
 def episode_seed(*path: int) -> int:
-    """A seed for one environment episode, a function of the path of integers that leads to it."""
+    """A seed of 32 bits for one environment episode, a function of the path of integers that leads to it.
+
+    Where a simulator may not take as many, the environment drops the first one (Environment.reset).
+    """
     return int(np.random.SeedSequence(path).generate_state(1)[0])
 
 
@@ -32,7 +35,7 @@ class Outcome:
     returns: np.ndarray
     """Undiscounted sum of the environment's own reward."""
     success: np.ndarray
-    """Whether the task was solved at any step."""
+    """Whether the task was solved at any step; None where the environment does not tell."""
     lengths: np.ndarray
     """Environment steps."""
 
@@ -43,8 +46,14 @@ class Outcome:
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "score": float(np.mean(task.score(self.returns, self.success))),
-            "success": 100 * float(self.success.mean()) if task.knows_success else float("nan"),
+            "success": success_rate(self.success),
         }
+
+
+def success_rate(episodes: Iterable[bool | None]) -> float:
+    """Percent of the episodes that succeeded; nan where no environment has told of any."""
+    told = [success for success in episodes if success is not None]
+    return 100 * float(np.mean([bool(success) for success in episodes])) if told else float("nan")
 
 
 class Evaluator:
@@ -75,6 +84,7 @@ class Evaluator:
         act: Callable[[np.ndarray], Any],
         seeds: Sequence[int],
         step: int,
+        heard: Callable[[int], None] = lambda over: None,
         look: Callable[[], None] = lambda: None,
     ) -> list[Outcome]:
         """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
@@ -83,8 +93,9 @@ class Evaluator:
         on the run's seed, `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in
         however many processes, where `act` treats a row alike wherever it stands (programs.py).
 
-        `look` is called between two steps; what it raises leaves the evaluation, as does EnvironmentFailed. It can then
-        be played again from its beginning.
+        `heard` is called at every step with the number of episodes that are known to be over: those of another process
+        are when all of its own are. `look` is called between two steps of environments; what it raises leaves the
+        evaluation and this evaluator, as does EnvironmentFailed; another one plays it again from its beginning.
         """
         # Slot k of a run plays its episodes k, k + slots, k + 2 slots and so on.
         schedule = [
@@ -93,10 +104,10 @@ class Evaluator:
             for slot in range(self.slots)
         ]
         try:
-            played = self._play(act, schedule, look)
+            played = self._play(act, schedule, heard, look)
         except Lost as loss:
             self._start_alone(loss)
-            played = self._play(act, schedule, look)
+            played = self._play(act, schedule, heard, look)
         outcomes = []
         for run in range(self.runs):
             slots = played[run * self.slots : (run + 1) * self.slots]
@@ -125,7 +136,11 @@ class Evaluator:
         self._start(0)
 
     def _play(
-        self, act: Callable[[np.ndarray], Any], schedule: list[list[int]], look: Callable[[], None]
+        self,
+        act: Callable[[np.ndarray], Any],
+        schedule: list[list[int]],
+        heard: Callable[[int], None],
+        look: Callable[[], None],
     ) -> list[list[Played]]:
         """The episodes of each slot of all runs."""
         observations: np.ndarray | None = None
@@ -146,6 +161,7 @@ class Evaluator:
             going = still
             if not going:
                 return [episodes for group, _ in self.groups for episodes in group.played]
+            heard(sum(len(episodes) for group, _ in self.groups for episodes in group.played))
             actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1))).reshape(len(schedule), -1)
             for group, share in going:
                 group.act(actions[share])

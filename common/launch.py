@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,11 +15,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import datasets, environments, stops, tasks
+from common import datasets, resuming, stops, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
-from common.errors import Refused
+from common.errors import EnvironmentFailed, Refused
+from common.memory import check_memory
 from common.programs import count_devices, programs_of
+from common.rehearsal import plays_several, rehearse
 from common.runs import RunDirectory, commit, device, digests, versions
 from common.tasks import Task
 from common.terminal import making
@@ -41,30 +44,41 @@ def run(
     directory, saved = begun or (None, None)
     task = tasks.find(request.run.env)
     check(request, task)
-    environments.check_actions(task, request.config.discrete_actions)
+    devices = count_devices(request.number_of_runs, request.run.devices)
+    sizes = rehearse(task, request.config.discrete_actions, plays_several(request))
+    check_memory(request, devices, *sizes)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
-    data = load(request, task, request.run.dataset or source, console)
+    with resuming.finding_data(directory and directory.path):
+        data = load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()
+        sizes = data.observation.shape[1], data.action.shape[1]
     prior = None if data is None else agent_class.prepare(request.config, data, task)
+    check_memory(request, devices, *sizes, prior)
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
         directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
-    elif card is not None and card["fingerprint"] != saved["dataset"]["fingerprint"]:
-        raise Refused(f"--resume {directory.path}: the prior data have changed since ({card['source']})")
+    elif card is not None:
+        resuming.check_data(directory, saved, card)
     stops.remedy(f"continue with --resume {directory.path}")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
-    with (
-        directory.claimed(),
-        contextlib.closing(Session(request, programs, task, data, prior, directory, console)) as session,
-    ):
-        if begun is not None:
-            session.restore()
-        return session.train()
+    with directory.claimed(), contextlib.ExitStack() as stack:
+        try:
+            session = stack.enter_context(
+                contextlib.closing(Session(request, programs, task, data, prior, directory, console))
+            )
+            if begun is not None:
+                if card is not None:
+                    resuming.note_data(directory, saved, card)
+                session.restore()
+            with resuming.telling(directory.path, console, session.checkpoints is not None):
+                return session.train()
+        except EnvironmentFailed as error:
+            raise Refused(f"{error}; continue with --resume {directory.path}") from error
 
 
 def check(request: Request, task: Task) -> None:
@@ -91,7 +105,9 @@ def load(request: Request, task: Task, source: str | None, console: Console) -> 
     if not request.config.uses_prior_data:
         return None
     with making(console) as progress:
-        data = datasets.load(task, source, progress)
+        data = datasets.load(
+            task, source, progress, lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
+        )
     if data is None:
         without = request.config.without_data and f", or learn without any: {request.config.without_data}"
         raise Refused(f"--env {task.name} has no prior data of its own; name some with --dataset{without}")
@@ -114,6 +130,7 @@ def begin(
         {
             "algorithm": source.stem,
             "id": uuid.uuid4().hex,
+            "began_in": os.getcwd(),
             "sources": digests(source),
             "arguments": list(arguments),
             "run": dataclasses.asdict(request.run),

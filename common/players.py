@@ -56,10 +56,11 @@ class Here:
         self.environments = [make() for _ in range(count)]
         self._look: Callable[[], None] = lambda: None
         self.played: list[list[Played]] = []
-        """For each environment, its episodes in the order of the schedule."""
+        """For each environment, its episodes in the order of the schedule, so far."""
 
     def begin(self, schedule: Schedule) -> None:
         """Start to play."""
+        self.played = [[] for _ in schedule]
         self._game, self._actions = self._play(schedule), None
 
     def act(self, actions: np.ndarray) -> None:
@@ -71,8 +72,7 @@ class Here:
         self._look = look
         try:
             return self._game.send(self._actions)
-        except StopIteration as end:
-            self.played = end.value
+        except StopIteration:
             return None
 
     def close(self) -> None:
@@ -80,9 +80,9 @@ class Here:
         for environment in self.environments:
             environment.close()
 
-    def _play(self, schedule: Schedule) -> Generator[np.ndarray, np.ndarray, list[list[Played]]]:
+    def _play(self, schedule: Schedule) -> Generator[np.ndarray, np.ndarray, None]:
         observations = np.zeros((len(self.environments), self.environments[0].observation_size), np.float32)
-        played: list[list[Played]] = [[] for _ in schedule]
+        played = self.played
         going = [number for number, seeds in enumerate(schedule) if seeds]
         now = [Played(0.0, False, 0)] * len(schedule)
         for number in going:
@@ -106,7 +106,6 @@ class Here:
                     now[number] = Played(0.0, False, 0)
                     seed = schedule[number][len(played[number])]
                     observations[number] = self.environments[number].reset(seed)
-        return played
 
 
 class Elsewhere:
@@ -114,6 +113,7 @@ class Elsewhere:
 
     def __init__(self, make: Callable[[], Environment], count: int):
         self.played: list[list[Played]] = []
+        """As Here.played; empty until all of them are over."""
         # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
@@ -133,6 +133,7 @@ class Elsewhere:
 
     def begin(self, schedule: Schedule) -> None:
         """As Here.begin. Raises Lost, as do the others."""
+        self.played = []
         self._send(schedule)
 
     def act(self, actions: np.ndarray) -> None:
@@ -140,7 +141,7 @@ class Elsewhere:
         self._send(actions)
 
     def wait(self, look: Callable[[], None] = lambda: None) -> np.ndarray | None:
-        """As Here.wait."""
+        """As Here.wait; what has failed in the process is raised here."""
         try:
             while not self._connection.poll(LOOKS):
                 look()

@@ -5,10 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 _OF_THIS_PROCESS = ("phases", "earlier_seconds", "began")
 """Fields that no checkpoint keeps as they are."""
+
+
+class Left(NamedTuple):
+    """How long it will take."""
+
+    seconds: float
+    whole: bool
+    """Whether that is all: not where what comes later, a phase or the first evaluation, has never been timed."""
 
 
 @dataclass
@@ -29,6 +37,8 @@ class Progress:
     """In the present phase."""
     evaluation_seconds: float = 0.0
     """In all phases."""
+    evaluations: int = 0
+    """In all phases: those that took `evaluation_seconds`."""
     compile_seconds: float = 0.0
     """In all phases."""
     diverged_at_step: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -79,6 +89,7 @@ class Progress:
 
     def evaluated(self, seconds: float) -> None:
         """Count an evaluation that took so long."""
+        self.evaluations += 1
         self.evaluation_seconds += seconds
         self.phase_evaluation_seconds += seconds
 
@@ -91,6 +102,22 @@ class Progress:
     def speed_with_evaluation(self) -> float:
         """The same with the time of this phase's evaluations counted."""
         return self.learning_steps / max(1e-9, self.learning_seconds + self.phase_evaluation_seconds)
+
+    def left(self, eval_every: int, evaluating: float = 0.0) -> Left | None:
+        """The time until all is done: remaining steps by their speed, remaining evaluations by their mean time so far.
+
+        An evaluation follows every `eval_every` steps and each phase; `evaluating` is what is left of one on its way,
+        as a share. None while nothing is known.
+        """
+        steps, later = self.phases[self.phase] - self.step, list(self.phases.values())[self.order(self.phase) + 1 :]
+        if steps and not self.learning_steps:
+            return None
+        coming = -(-self.phases[self.phase] // eval_every) - self.step // eval_every if steps else 0
+        evaluations = coming + sum(-(-total // eval_every) for total in later) + evaluating
+        known = self.evaluations > 0
+        seconds = steps / self.speed if steps else 0.0
+        seconds += evaluations * self.evaluation_seconds / self.evaluations if known else 0.0
+        return Left(seconds, not later and (known or not evaluations))
 
     def whole_seconds(self) -> float:
         """Of the command so far, once its data are there, without what an interruption lost."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +12,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from common import points
 from common.commandline import Run
+from common.curves import draw_curve
 from common.evaluation import Outcome
-from common.foreign import figures
 from common.progress import Progress
-from common.runs import RunDirectory, writing
+from common.runs import RunDirectory
 from common.tasks import Task
 from common.terminal import Bar
 from common.trackers import Trackers
-
-Figure = figures().Figure
 
 
 class Reporter:
@@ -36,11 +34,11 @@ class Reporter:
         run: Run,
         progress: Progress,
         seeds: Sequence[int],
-        points: Sequence[str],
+        labels: Sequence[str],
     ):
         """Of runs with these seeds, [runs], at these points of the grid, [runs], which are empty without a grid."""
         self.directory, self.console, self.task, self.run = directory, console, task, run
-        self.progress, self.seeds, self.points = progress, seeds, points
+        self.progress, self.seeds, self.labels = progress, seeds, labels
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -56,7 +54,17 @@ class Reporter:
 
     def advance(self, description: str) -> None:
         """Move the bar to the present step."""
-        self.bar.advance(self.progress.total_step, description, self.progress.speed)
+        progress = self.progress
+        self.bar.advance(progress.total_step, description, progress.speed, progress.left(self.run.eval_every))
+
+    def compiling(self) -> None:
+        """Say so beside the bar, until it moves."""
+        self.bar.say("compiling", self.progress.left(self.run.eval_every))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Say beside the bar how many of an evaluation's episodes, of all runs, are done."""
+        left = self.progress.left(self.run.eval_every, 1 - done / total)
+        self.bar.say(f"evaluating {done}/{total}", left)
 
     def resumed(self) -> None:
         """Drop the rows that were written after the checkpoint, and say where it goes on."""
@@ -86,10 +94,19 @@ class Reporter:
         self.directory.evaluations.append(rows)
         self.trackers.log("evaluation", self.progress.total_step, rows)
         values = np.array([row[name] for row in rows])
-        few = len(values) <= 12
-        each = " ".join(f"{v:.4g}" for v in values) if few else f"{values.min():.4g} ... {values.max():.4g}"
         step = f"{self.progress.phase} step {self.progress.step}"
-        self.bar.evaluated(f"{step:>20}   {name} {values.mean():7.2f}   runs: {each}", f"{name} {values.mean():.4g}")
+        if self.points == 1:
+            mean = values.mean()
+            self.bar.evaluated(f"{step:>20}   {name} {mean:7.2f}   runs: {points.each(values)}", f"{name} {mean:.4g}")
+            return
+        # Different settings have no mean.
+        means = [values[[mine == label for mine in self.labels]].mean() for label in dict.fromkeys(self.labels)]
+        self.bar.evaluated(f"{step:>20}   {name}, point by point: {points.each(means)}", f"{name} {points.span(means)}")
+
+    @property
+    def points(self) -> int:
+        """How many points the grid has; 1 without a grid."""
+        return len(set(self.labels))
 
     @property
     def headline(self) -> str:
@@ -119,9 +136,10 @@ class Reporter:
         """Draw the curve, write the summary, say the score; `horizon` is the environment's, in steps."""
         progress, count = self.progress, len(self.seeds)
         finals = self._finals()
+        ranked = points.ranked(finals, self.labels, self.seeds, self.headline)
         summary = {
-            "final": [{"run": k, "seed": self.seeds[k], "point": self.points[k]} | f for k, f in enumerate(finals)],
-            "final_mean": {k: float(np.mean([f[k] for f in finals])) for k in finals[0] if k != "episode_scores"},
+            "final": [{"run": k, "seed": self.seeds[k], "point": self.labels[k]} | f for k, f in enumerate(finals)],
+            **({"final_mean": points.mean(finals)} if self.points == 1 else {"points": ranked}),
             "diverged_at_step": progress.diverged_at_step,
             "not_finite_at_step": progress.not_finite_at_step,
             "steps_per_second": progress.speed,
@@ -136,10 +154,15 @@ class Reporter:
         title = f"{self.task.name}, {count} run{'s' * (count > 1)}"
         draw_curve(self.directory, title, self.headline, progress.phases)
         self.directory.finish(summary)
-        several = count > 1
+        several, best = count > 1, ranked[0]
+        if self.points > 1:
+            for line in points.table(ranked, self.headline):
+                self.announce(line)
+        own = len(best["runs"])
+        where = f" of the best of {self.points} points, {best['point']}" if self.points > 1 else ""
         self.announce(
-            f"final {self.headline}: {summary['final_mean'][self.headline]:.2f}, "
-            f"{f'mean of {count} runs, ' * several}{self.run.eval_episodes} episodes{' each' * several}; "
+            f"final {self.headline}{where}: {best['mean'][self.headline]:.2f}, "
+            f"{f'mean of {own} runs, ' * (own > 1)}{self.run.eval_episodes} episodes{' each' * (own > 1)}; "
             f"{progress.speed:.1f} steps/s{' of every run' * several}; results in {self.directory.path}"
         )
         return summary
@@ -162,44 +185,7 @@ class Reporter:
     def _where(self, run: int) -> dict[str, Any]:
         """The leading columns of a row about one run."""
         columns = {"run": run, "seed": self.seeds[run], "step": self.progress.step, "phase": self.progress.phase}
-        return columns | ({"point": self.points[run]} if self.points[run] else {})
-
-
-def draw_curve(directory: RunDirectory, title: str, metric: str, phases: Mapping[str, int]) -> None:
-    """Draw curve.png, `metric` against steps: a run is a thin line, the mean of a grid point a thick one.
-
-    `phases` are the names and steps of the phases, drawn one after another. Raises Refused if it cannot be written.
-    """
-    starts = dict(zip(phases, itertools.accumulate(phases.values(), initial=0), strict=False))
-    rows = directory.evaluations.rows()
-    if not rows:
-        return
-    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        line = groups.setdefault(row.get("point", ""), {}).setdefault(row["run"], [])
-        line.append((starts[row["phase"]] + float(row["step"]), float(row[metric])))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (point, lines) in enumerate(groups.items()):
-        color = f"C{index % 10}"
-        for line in lines.values():
-            axes.plot(*zip(*line, strict=True), color=color, alpha=0.35, linewidth=1)
-        steps = sorted({x for line in lines.values() for x, _ in line})
-        mean = [np.mean([y for line in lines.values() for at, y in line if at == x]) for x in steps]
-        label = (f"{point}: " if point else "") + f"mean of {len(lines)} run{'s' * (len(lines) > 1)}"
-        axes.plot(steps, mean, color=color, linewidth=2, marker="o", markersize=3, label=label)
-    for phase, start in starts.items():
-        if len(starts) > 1:
-            axes.axvline(start, color="0.6", linestyle=":", linewidth=1)
-            axes.annotate(f" {phase}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
-    kind = "environment steps" if list(starts) == ["online"] else "updates" if "online" not in starts else "steps"
-    axes.set(xlabel=kind, ylabel=metric, title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    temporary = directory.path / ".curve.partial.png"
-    with writing(directory.path / "curve.png"):
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(directory.path / "curve.png")
+        return columns | ({"point": self.labels[run]} if self.labels[run] else {})
 
 
 def online_progress(rows: list[dict[str, str]], name: str) -> dict[str, float]:

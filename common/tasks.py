@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import numbers
 import os
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from common import scores
-from common.errors import Refused
+from common.errors import Refused, placed
 from common.foreign import simulator
 
 with contextlib.redirect_stderr(io.StringIO()):  # its release notice
@@ -30,6 +31,10 @@ with contextlib.redirect_stderr(io.StringIO()):  # its release notice
     from gymnasium_robotics.envs.maze import maps
 
 gymnasium.register_envs(gymnasium_robotics)
+
+
+LONGEST = 2**31 - 1
+"""Steps: no time limit is as long; episodes count theirs in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Task:
 
     @property
     def knows_success(self) -> bool:
-        """Whether the task has a notion of success: locomotion, classic control and ids outside the table have none."""
+        """Whether the task has a notion of success: locomotion and classic control have none. An id outside the table
+        may have one: its environment tells, or it does not (environments.Step)."""
         return self.family not in ("locomotion", "classic", "gym")
 
     def score(self, return_: ArrayLike, success: ArrayLike) -> Any:
@@ -240,7 +246,7 @@ def _ogbench(name: str) -> Task:
     try:
         import ogbench  # noqa: F401 - registers its environments
     except ImportError as error:
-        raise Refused(f"{name} is a task of OGBench's: pip install 'headstart-rl[ogbench]'") from error
+        raise Refused(f"{name} is a task of OGBench's: pip install -e '.[ogbench]'") from error
     words = name.split("-")
     at = words.index("singletask")
     environment = "-".join([*words[: at - 1], *words[at:]])
@@ -269,26 +275,34 @@ def _import(name: str, module: str) -> None:
         sys.path.append(here)  # a script's own folder is there by itself, the folder it is started from is not
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever somebody's module raises
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises: a script may even end the program
         raise Refused(
-            f"task {name!r}: {reason}; before the colon stands a module that can be imported from {here} or PYTHONPATH"
+            f"task {name!r}: {placed(error)}; before the colon stands a module that can be imported from {here} or "
+            "PYTHONPATH"
         ) from error
 
 
 def _gym(name: str, identifier: str) -> Task:
     """An installed Gymnasium environment, which must end its episodes some time."""
-    horizon = gymnasium.registry[identifier].max_episode_steps
-    if horizon is None:
+    limit = gymnasium.registry[identifier].max_episode_steps
+    # To Gymnasium, -1 is none; others write 0, infinity or the largest integer.
+    if not isinstance(limit, numbers.Real) or not 1 <= limit < LONGEST or limit != int(limit):
+        told = "" if limit is None else f" (max_episode_steps={limit!r})"
         raise Refused(
-            f"task {name!r} has no time limit, so that an episode may never end: register it with max_episode_steps"
+            f"task {name!r} has no time limit{told}, so that an episode may never end: register it with "
+            "max_episode_steps"
         )
-    return Task(name, "gym", name, horizon=horizon)
+    return Task(name, "gym", name, horizon=int(limit))
 
 
 def names() -> list[str]:
     """The names in the table."""
     return list(_TASKS)
+
+
+def family(name: str) -> str:
+    """The family of the task of that name, without importing a module that the name begins with."""
+    return "gym" if ":" in name else find(name).family
 
 
 def find(name: str) -> Task:
@@ -303,6 +317,12 @@ def find(name: str) -> Task:
         _import(name, module)
         if identifier in gymnasium.registry:
             return _gym(name, identifier)
+        near = difflib.get_close_matches(identifier, gymnasium.registry, 1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(f'{module}:{known}' for known in near)}?"
+        raise Refused(
+            f"task {name!r}: {module} was imported and registers no {identifier!r} with Gymnasium; "
+            + (hint if near else "gymnasium.register(id, entry_point=..., max_episode_steps=...) does")
+        )
     if "-singletask-" in name:
         return _ogbench(name)
     if name in gymnasium.registry:

@@ -34,7 +34,7 @@ class Trackers:
         """Refuse a tracker that is not installed."""
         for asked, flag, package in ((run.tensorboard, "tensorboard", "tensorboardX"), (run.wandb, "wandb", "wandb")):
             if asked and importlib.util.find_spec(package) is None:
-                raise Refused(f"--{flag}: {package} is not installed; pip install 'headstart-rl[{flag}]'")
+                raise Refused(f"--{flag}: {package} is not installed; pip install -e '.[{flag}]'")
 
     def log(self, kind: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the numbers of some rows of metrics.csv or eval.csv, at this step of all phases together."""

@@ -32,6 +32,8 @@ SAVING_SHARE = 0.05
 """Of the time, for checkpoints, where the user names no interval."""
 CALL_SECONDS = 1.0
 """What a call of many updates should take, for a stop waits for it."""
+SHOWN_EVERY = 0.1
+"""Seconds from one movement of the bar to the next, at least."""
 
 
 class Result(NamedTuple):
@@ -42,7 +44,7 @@ class Result(NamedTuple):
     summary: dict[str, Any] | None
     """What stands in summary.json, with nan where that has null; None where the session came to no end."""
     status: int
-    """The exit status: 0; 2 where an environment failed; 128 and the number of the signal that has interrupted it."""
+    """The exit status: 0, or 128 and the number of the signal that has interrupted it."""
 
 
 class Session:
@@ -61,9 +63,8 @@ class Session:
         """At the first step. `data` decide the environment's form; `prior` is what the algorithm has made of them."""
         self.progress = Progress({name: steps for name, steps in request.config.phases if steps})
         self.request, self.programs, self.folder = request, programs, directory.path
-        run, points = request.run, request.points()
-        self.seeds = [run.seed + k for _ in points for k in range(run.num_seeds)]
-        labels = [", ".join(f"{name}={value:g}" for name, value in point.items()) for point in points]
+        run, labels = request.run, request.labels()
+        self.seeds = [run.seed + k for _ in labels for k in range(run.num_seeds)]
         labels = [label for label in labels for _ in range(run.num_seeds)]
         self.reporter = Reporter(directory, console, task, run, self.progress, self.seeds, labels)
 
@@ -158,21 +159,21 @@ class Session:
     # ------------------------------------------------------------------ the loops
 
     def train(self) -> Result:
-        """Every phase that is left, and the summary."""
-        failure = None
+        """Every phase that is left, and the summary. Raises EnvironmentFailed, once a checkpoint is written."""
+        stopped = False
         with self.reporter.live(), stops.noting(self.reporter.announce) as watch:
             try:
                 self.learn(watch)
             except (Stopped, EnvironmentFailed) as error:
-                failure = error
                 if self.checkpoints and self.progress.total_step not in (0, self.kept_at):
                     self.save()
-        if failure is None:
-            return Result(self.folder, self.reporter.finish(self.horizon), 0)
-        if isinstance(failure, EnvironmentFailed):
-            self.reporter.announce(str(failure))
-        self.reporter.interrupted(self.checkpoints is not None)
-        return Result(self.folder, None, 2 if isinstance(failure, EnvironmentFailed) else 128 + watch.received)
+                if isinstance(error, EnvironmentFailed):
+                    raise
+                stopped = True
+        if stopped:
+            self.reporter.interrupted(self.checkpoints is not None)
+            return Result(self.folder, None, 128 + watch.received)
+        return Result(self.folder, self.reporter.finish(self.horizon), 0)
 
     def learn(self, watch: Watch) -> None:
         """Every phase that is left. Raises Stopped and EnvironmentFailed, where a checkpoint can be written."""
@@ -192,6 +193,7 @@ class Session:
         if call in self.prepared:
             return
         start = time.perf_counter()
+        self.reporter.compiling()
         watch.aside(program.lower(*arguments).compile)
         self.prepared.add(call)
         self.progress.compile_seconds += time.perf_counter() - start
@@ -265,7 +267,7 @@ class Session:
                 progress.compile_seconds += now - start
             elif step > learning_from:
                 progress.learnt(1, now - start)
-            if now - shown > 0.1:
+            if now - shown > SHOWN_EVERY:
                 shown = now
                 self.reporter.advance("online" if metrics else "collecting")
             if metrics and step % run.log_every == 0:
@@ -299,12 +301,18 @@ class Session:
         """Evaluate every run. Where it is left in the middle, it is still owed, and played from its beginning then."""
         start = time.perf_counter()
         agent, step = self.learner.agent, self.progress.total_step
+        episodes, shown = len(self.seeds) * self.request.run.eval_episodes, [0.0]
 
         def act(observations: np.ndarray) -> np.ndarray:
             self.prepare(watch, self.programs.act, agent, observations)
             return self.playable(self.programs.act(agent, observations))
 
-        outcomes = self.evaluator(act, self.seeds, step, watch.look)
+        def heard(over: int) -> None:
+            if time.perf_counter() - shown[0] > SHOWN_EVERY:
+                shown[0] = time.perf_counter()
+                self.reporter.evaluating(over, episodes)
+
+        outcomes = self.evaluator(act, self.seeds, step, heard, watch.look)
         self.progress.owes_evaluation = False
         self.reporter.evaluated(outcomes)
         self.progress.evaluated(time.perf_counter() - start)

@@ -116,7 +116,7 @@ def test_intervals_by_hand():
 
     found = {f.name: interval_of(f) for f in dataclasses.fields(Own)}
     assert found == {
-        "critic_learning_rate": "[0, inf)", "share": "[0, 1]", "rate": "[0, 1)", "gain": "(-inf, inf)",
+        "critic_learning_rate": "(0, inf)", "share": "[0, 1]", "rate": "[0, 1)", "gain": "(-inf, inf)",
         "members": "[1, inf)", "later": "[0, inf)", "kind": None, "offline_steps": "[0, inf)",
     }  # fmt: skip
     assert jax.tree.leaves(Own()) == [1e-3, 0.5, -2.0]

@@ -63,7 +63,7 @@ def test_an_environment_of_ones_own_is_a_task():
     environment.close()
     with pytest.raises(Refused, match="module that can be imported"):
         tasks.find("no_such_module:Anything-v0")
-    with pytest.raises(Refused, match="unknown task"):
+    with pytest.raises(Refused, match="registers no"):
         tasks.find("benchmarks.studies.two_ways:ThreeWays-v0")
 
 
@@ -662,3 +662,22 @@ def test_a_reader_that_refuses_sound_files_is_told(tmp_path, monkeypatch, capsys
     assert ("npz, undamaged: refused no" in capsys.readouterr().out) == bool(status)
     with pytest.raises(Refused, match="--trials must be at least 1"):
         fuzz.main(fuzz.Fuzz(trials=0))
+
+
+def test_an_odd_file_that_gives_other_data_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "")
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    monkeypatch.setattr(fuzz, "KINDS", {"d4rl": fuzz.KINDS["d4rl"]})
+    answers = iter(["sound", "sound", "other", "other", "sound", "other"])  # undamaged, two damaged, ...
+    reader = types.SimpleNamespace(
+        ask=lambda source, folder: ("read", next(answers)), process=types.SimpleNamespace(kill=lambda: None)
+    )
+    monkeypatch.setattr(fuzz, "Reader", lambda: reader)
+    assert fuzz.main(fuzz.Fuzz(trials=2)) == 1
+    said = capsys.readouterr().out
+    assert said.count("d4rl, odd file") == 1
+    with (tmp_path / "fuzz.csv").open() as file:
+        assert {row["changed"]: row["other numbers"] for row in csv.DictReader(file)} == {
+            "arrays": "0", "bytes": "1", "odd": "1",
+        }  # fmt: skip

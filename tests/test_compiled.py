@@ -82,9 +82,9 @@ def test_squared_actions_of_many_rows_are_summed_rightly():
         np.testing.assert_allclose(jax.jit(function)(rows), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"td3_bc"}))
 def test_a_seed_learns_bitwise_the_same_alone_and_in_a_group(name):
-    """At real widths, where the compiler has a choice."""
+    """At real widths, where the compiler has a choice. TD3+BC, by whole commands: test_phases.py."""
     kind = agent_of(MODULES[name])
     config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=256)
     phase = next(phase for phase, steps in config.phases if steps)

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from common import datasets, environments, tasks
+from common import datasets, environments, rehearsal, tasks
 from common.datasets import Dataset
 from common.errors import Refused
 
@@ -72,7 +72,8 @@ def test_sizes_and_types(make, name):
     for array in (observation, step.next_observation):
         assert array.dtype == np.float32
         assert array.shape == (environment.observation_size,)
-    assert [type(value) for value in step[1:]] == [float, bool, bool, bool]
+    assert [type(value) for value in step[1:4]] == [float, bool, bool]
+    assert isinstance(step.success, bool) == environment.task.knows_success
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def switches(request):
 
 def test_discrete_actions_are_one_hot_and_other_spaces_are_refused(switches):
     if switches:
-        with pytest.raises(Refused, match="only bounded vectors of numbers, and Discrete, are supported"):
+        with pytest.raises(Refused, match="only bounded vectors of real numbers, and Discrete, are supported"):
             environments.make(tasks.find("Switches-v0"))
         return
     environment = environments.make(tasks.find("Switches-v0"))
@@ -249,12 +250,13 @@ def test_spaces_that_are_not_vectors_are_refused(name):
         ("Pendulum-v1", True, "and this algorithm has discrete ones: choose another task, or an algorithm with cont"),
     ],
 )
-def test_an_algorithm_with_other_actions_than_the_task_is_refused(name, discrete, told):
+def test_an_algorithm_with_other_actions_than_the_task_is_refused(make, name, discrete, told):
+    environment = make(name)
     if told is None:
-        environments.check_actions(tasks.find(name), discrete)
+        rehearsal.check_actions(environment, discrete)
         return
     with pytest.raises(Refused) as refused:
-        environments.check_actions(tasks.find(name), discrete)
+        rehearsal.check_actions(environment, discrete)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 

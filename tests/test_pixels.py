@@ -92,7 +92,7 @@ def test_bad_folders_are_refused(archives, table, tmp_path):
         ({"image": np.zeros((4, 6, 6, 1), np.uint8)}, "3 channels"),
         ({"image": np.zeros((4, 8, 8, 3), np.uint8)}, "differ in the sizes"),
         ({"reward": np.full(4, np.inf)}, "infinite reward"),
-        ({"action": np.zeros((3, 2))}, "[3, 2] for 4 images"),
+        ({"action": np.zeros((3, 2))}, "3 rows of action for 4 of image"),
         ({"is_first": np.ones(4, bool)}, "not one episode"),
     ):
         np.savez(archives / "0-3.npz", **EPISODES[0] | change)

@@ -1,9 +1,7 @@
 """Data made on the spot: deterministic, whole or not there, and what a planner would do."""
 
 import json
-import os
 import resource
-import time
 import zlib
 
 import minari
@@ -226,17 +224,6 @@ def test_an_interrupted_write_leaves_nothing(folder, monkeypatch, error):
         assert "MINARI_DATASETS_PATH" in str(raised.value)
     assert not left_behind(folder)
     assert len(load(recipes.make("pointmaze-umaze", size=100), "pointmaze-umaze")) == 100
-
-
-def test_what_killed_writers_left_is_removed_after_a_day(folder):
-    """But not what another process may be writing now, nor what is not ours."""
-    now = time.time()
-    for name, age in ((".recipe-killed", 90_000), (".recipe-busy", 80_000), (".download-old", 90_000)):
-        (folder / name / "dataset").mkdir(parents=True)
-        (folder / name / "dataset/data").write_text("half of it")
-        os.utime(folder / name, (now - age, now - age))
-    recipes.make("pointmaze-umaze", size=100)
-    assert sorted(path.name for path in folder.iterdir()) == [".download-old", ".recipe-busy", "headstart"]
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing(folder):

@@ -55,6 +55,12 @@ def serve(*arguments: object) -> tuple[int, str]:
     return status, console.file.getvalue()
 
 
+def refused(*arguments: object) -> str:
+    with pytest.raises(Refused) as refusal:
+        serve(*arguments)
+    return str(refusal.value)
+
+
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -212,11 +218,11 @@ def test_an_environment_that_fails_ends_in_a_checkpoint_and_a_line(whole, flags,
 
     out = tmp_path / "run"
     with at_call(Environment, name, number, fail):
-        status, said = serve(*flags, "--out", out)
-    assert status == 2
+        said = refused(*flags, "--out", out)
     assert "InvertedPendulum-v5: its observation is not finite at step 5" in said
-    assert f"interrupted after step 10; continue with --resume {out}" in said
+    assert f"; continue with --resume {out}" in said
     assert "diverged" not in said
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["10"]
     assert serve("--resume", out)[0] == 0
     assert same(out, whole)
 
@@ -242,8 +248,9 @@ def test_an_environment_that_fails_in_collection_leaves_the_last_whole_step(whol
     original, played = Collector.step, Environment.step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Collector, "step", step)
-        status, said = serve(*flags, "--out", out)
-    assert (status, "interrupted after step 11;" in said) == (2, True)
+        said = refused(*flags, "--out", out)
+    assert said == f"E: it raised; continue with --resume {out}"
+    assert max(int(path.name) for path in (out / "checkpoints").iterdir()) == 30 + 11
     assert serve("--resume", out)[0] == 0
     assert same(out, whole)
 
@@ -271,7 +278,7 @@ def test_one_looks_for_signals_while_players_play(tmp_path, monkeypatch):
             raise Stopped
 
     with contextlib.closing(evaluation.Evaluator(Stuck, 1, 1, 1)) as evaluator, pytest.raises(Stopped):
-        evaluator(lambda o: np.zeros((1, o.shape[1], 1), np.float32), [0], 0, look)
+        evaluator(lambda o: np.zeros((1, o.shape[1], 1), np.float32), [0], 0, look=look)
 
 
 def test_one_looks_between_the_steps_of_one_environment_and_those_of_the_next():

@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +23,11 @@ import tyro
 from rich.console import Console
 
 from benchmarks import report, sweep
+from benchmarks import suite as suites
 from benchmarks.reporting import figures, published, results
 from benchmarks.reporting.page import costs, rate
 from benchmarks.studies import two_ways
-from common import commandline, datasets, recipes, tasks
+from common import commandline, counts, datasets, recipes, tasks
 from common.datasets import cards
 from common.errors import Refused
 from common.machine import cores
@@ -78,7 +82,10 @@ def test_a_sweep_does_what_is_missing(tmp_path, monkeypatch, capsys):
     (folders[1] / "summary.json").unlink()
     assert "2 jobs, 2 to do" in capsys.readouterr().out
     assert sweep.main(asked) == 0
-    assert "2 jobs, 1 to do" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "tiny: 2 jobs, 1 to do"
+    assert re.fullmatch(r"pointmaze-umaze, cloning: finished after 0:00:\d\d; 1 of 1 done", said[1])
+    assert said[2:] == [f"python -m benchmarks.report {tmp_path}/runs/tiny"]
     assert (folders[0] / "summary.json").read_text() == first[0]
     finals = [json.loads(text)["final"] for text in (first[1], (folders[1] / "summary.json").read_text())]
     assert finals[0] == finals[1]
@@ -279,14 +286,76 @@ def test_a_suite_that_cannot_be_read_is_refused(tmp_path):
         ("--jobs 0", "--jobs must be at least 1, not 0"),
         ("--num-seeds 0", "--num-seeds must be at least 1, not 0"),
         ("--num-seeds -1", "--num-seeds must be at least 1, not -1"),
+        ("--jobs 0.5e1 --num-seeds 0", "--num-seeds must be at least 1, not 0"),
+        ("--launcher ray --job-gpus -1", "--job-gpus must be at least 0 and finite, not -1"),
+        ("--launcher ray --job-cpus nan", "--job-cpus must be at least 0 and finite, not nan"),
+        ("--retries -1", "--retries must be at least 0 and finite, not -1"),
+        ("--seed -1", "--seed must be at least 0 and finite, not -1"),
         ("--launcher ray --job-gpus 1.5", "--job-gpus must be a share of one GPU or a whole number"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(tmp_path, flags, told):
     line = [written(tmp_path, SUITE), "--runs", str(tmp_path / "runs"), *flags.split()]
     with pytest.raises(Refused, match=told):
-        sweep.main(tyro.cli(sweep.Sweep, args=line))
+        sweep.main(counts.cli(sweep.Sweep, args=line))
     assert not (tmp_path / "runs").exists()
+
+
+def test_counts_of_a_suite_may_have_an_exponent(tmp_path):
+    text = "num_seeds = 2e0" + SUITE.replace("size = 500", "size = 1e6").replace("steps 20", "steps 2e1")
+    job, _ = sweep.Suite.read(written(tmp_path, text)).jobs
+    assert (job.num_seeds, job.size, job.request.config.offline_steps) == (2, 10**6, 20)
+    assert "2.0" not in job.arguments()
+    with pytest.raises(Refused, match="size must be a whole number"):
+        sweep.Suite.read(written(tmp_path, SUITE.replace("size = 500", "size = 1.5")))
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """Of the two jobs of a suite, and what it has told; the clock stands still at 1000 s."""
+    clock = [1000.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=20)
+    made = sweep.Runner(
+        sweep.Sweep("tiny", runs=tmp_path / "my runs"), sweep.Suite.read(written(tmp_path, SUITE)), console
+    )
+    made.begin(3)
+    return made, clock, console.file
+
+
+def test_what_is_left_of_a_sweep_goes_by_the_pace_of_what_has_finished(runner):
+    made, clock, said = runner
+    job = made.chosen[0]
+    made.tell(job, 1, 5.0)  # a failure says nothing about the pace
+    clock[0] += 60
+    made.tell(job, 0, 55.0)
+    clock[0] += 120
+    made.tell(job, 0)
+    made.tell(job, 0)
+    first, *others = said.getvalue().splitlines()
+    assert first.startswith("pointmaze-umaze, TD3+BC: ended with status 1, see ")
+    assert first.endswith("TD3+BC.log after 0:00:05")
+    assert [line.partition("TD3+BC: ")[2] for line in others] == [
+        "finished after 0:00:55; 1 of 3 done, about 0:02:00 left",
+        "finished; 2 of 3 done, about 0:01:30 left",
+        "finished; 3 of 3 done",
+    ]
+
+
+@pytest.mark.parametrize(("finished", "status"), [(0, 1), (1, 1), (2, 0)])
+def test_the_last_line_of_a_sweep_is_the_command_of_its_report(runner, finished, status):
+    made, _, said = runner
+    for job in made.chosen[:finished]:
+        (made.folder / job.folder).mkdir(parents=True)
+        (made.folder / job.folder / "summary.json").write_text("{}")
+    assert made.conclude() == status
+    lines = said.getvalue().splitlines()
+    reported = [f"python -m benchmarks.report '{made.folder}'"] if finished else []
+    missing = [f"{2 - finished} of 2 jobs have not finished: the same command goes on with them"] if status else []
+    assert lines == missing + reported
+    # What is reported can be: the program takes the line's words.
+    for line in reported:
+        assert tyro.cli(report.Report, args=shlex.split(line)[3:]).runs == (made.folder,)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +524,7 @@ def test_shipped_suites_can_be_run(tmp_path, monkeypatch):
         sweep.main(sweep.Sweep("two-ways"))
     two_ways.main(two_ways.Data(episodes=2))  # as the suite's first line says
     Path("door-human.hdf5").touch()  # D4RL's, of which the sweep asks only that it is there
-    for path in sweep.SUITES.glob("*.toml"):
+    for path in suites.SUITES.glob("*.toml"):
         for job in sweep.Suite.read(path.stem).jobs:
             job.check()
     with pytest.raises(Refused, match="there are"):
@@ -469,8 +538,11 @@ def test_what_a_kill_left_at_the_very_start_does_not_stop_a_new_run(tmp_path):
         RunDirectory.create(tmp_path, {"id": "1"})
 
 
+WRITING = threading.Lock()
+
+
 def fake(folder: Path, task: str, scores: list[float], online: bool = False, diverged: dict | None = None) -> None:
-    """A run directory whose seeds end with these scores."""
+    """A run directory whose seeds end with these scores; of a sweep that calls it by its folder."""
     folder.mkdir(parents=True)
     config = {
         "algorithm": "td3_bc", "arguments": ["--env", task, "--out", "somewhere"], "commit": "abc",
@@ -478,6 +550,10 @@ def fake(folder: Path, task: str, scores: list[float], online: bool = False, div
         "dataset": {"source": "recipe", "fingerprint": "f", "transitions": 5, "env_spec": "long"},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+    with WRITING:
+        suite = folder.parent / "suite.json"
+        jobs = json.loads(suite.read_text())["jobs"] if suite.exists() else []
+        suite.write_text(json.dumps({"jobs": [*jobs, {"folder": folder.name, "task": task, "variant": folder.name}]}))
     more = {"offline": 50.0, "drop": 10.0, "online_mean": 60.0} if online else {}
     final = [
         {"run": k, "seed": k, "point": {}, "score": s, "return_mean": 10 * s, "success": None} | more
@@ -702,8 +778,9 @@ def test_the_page_stands_alone_and_compares_variants(tmp_path):
 def test_two_runs_of_one_command_are_two_lines_of_costs(tmp_path):
     for name in ("before", "after"):
         fake(tmp_path / name, "hopper-medium", [60, 70])
+    (tmp_path / "suite.json").unlink()
     head, *lines = costs(report.find([tmp_path]))
-    assert [dict(zip(head, line, strict=True))["variant"] for line in lines] == ["after", "before"]
+    assert [dict(zip(head, line, strict=True))["variant"] for line in lines] == ["td3_bc in after", "td3_bc in before"]
     assert [dict(zip(head, line, strict=True))["runs"] for line in lines] == ["2", "2"]
 
 

@@ -95,6 +95,40 @@ def test_a_module_before_the_colon_is_imported_from_the_working_directory(tmp_pa
         assert "\n" not in str(refused.value)
 
 
+def test_a_module_that_is_a_script_does_not_end_the_program(tmp_path, monkeypatch):
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "my_assertion.py").write_text("x = 1\nassert x == 2\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, reason in (("my_script", "SystemExit: 0"), ("my_assertion", "AssertionError (")):
+        with pytest.raises(Refused, match="PYTHONPATH") as refused:
+            tasks.find(f"{name}:Arm-v0")
+        assert reason in str(refused.value)
+        assert f"{name}.py:2)" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [("RobotLeg", "did you mean my_leg:RobotLeg-v0"), ("x", "gymnasium.register(id,")]
+)
+def test_a_module_without_the_environment_is_refused_by_what_it_registers(tmp_path, monkeypatch, asked, told):
+    register = "import gymnasium\ngymnasium.register('RobotLeg-v0', entry_point='my_leg:Leg', max_episode_steps=7)\n"
+    (tmp_path / "my_leg.py").write_text(register)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(Refused, match="my_leg was imported and registers no") as refused:
+        tasks.find(f"my_leg:{asked}")
+    assert told in str(refused.value)
+    del gymnasium.registry["RobotLeg-v0"]
+    del sys.modules["my_leg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("nowhere:Arm-v0", "gym"), ("Hopper-v5", "gym"), ("hopper-medium", "locomotion")]
+)
+def test_a_family_is_known_without_a_module(name, family):
+    assert tasks.family(name) == family
+
+
 def test_goal_tasks_score_the_share_of_successes_not_the_return():
     """An agent that rests at the goal collects reward again and again: its return is not its success rate."""
     for name in ("pointmaze-large", "antmaze-umaze"):

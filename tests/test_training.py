@@ -115,7 +115,7 @@ def test_every_action_is_random_until_training_starts(tmp_path, monkeypatch):
     taken = []
     step = Collector.step
     monkeypatch.setattr(Collector, "step", lambda self, actions: (taken.append(actions), step(self, actions))[1])
-    arguments = [*SMALL, "--learning-rate", 0, "--steps", 600, "--start-training", 500, "--num-seeds", 2]
+    arguments = [*SMALL, "--learning-rate", 1e-30, "--steps", 600, "--start-training", 500, "--num-seeds", 2]
     serve(*arguments, "--eval-every", 600, "--eval-episodes", 1, "--utd", 1, "--out", tmp_path / "run")
     random = np.stack(taken)[:500]
     assert len(np.unique(random)) == 1000
@@ -624,8 +624,12 @@ def test_the_command_line_refuses_with_status_2_and_without_a_traceback(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_help_documents_every_hyperparameter():
-    done = subprocess.run([sys.executable, FILE, "--help"], capture_output=True, text=True)
+def test_help_documents_every_hyperparameter_and_imports_nothing_that_learns():
+    command = [sys.executable, "-X", "importtime", FILE, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "optax" in imported
+    assert not imported & {"matplotlib", "orbax.checkpoint", "minari", "h5py", "common.training", "common.datasets"}
     for words in ("--target-subset", "clipped double Q-learning", "--grid.discount", "--num-seeds", "line 17"):
         assert words in " ".join(done.stdout.split())

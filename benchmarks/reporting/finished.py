@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reporting.results import without_folder
+from benchmarks.reporting.variants import Said, called
 from common.errors import Refused
 from common.runs import Table
+
+DEEPEST = 5
+"""Folders from a sweep's down to a run's, at most: a task's name may be a path."""
 
 
 @dataclass(frozen=True)
@@ -90,34 +94,51 @@ def jobs(folder: Path) -> list[dict[str, str]]:
     return load(path, "jobs")["jobs"] if path.is_file() else []
 
 
+def named(path: Path) -> tuple[str, str, str, int] | None:
+    """What a sweep calls the run in a folder: its task, its variant, and its place among the sweep's; None without."""
+    path = path.resolve()
+    for above in list(path.parents)[:DEEPEST]:
+        for number, job in enumerate(jobs(above)):
+            if above / job["folder"] == path:
+                return job["task"], job["variant"], str(above), number
+    return None
+
+
 def find(folders: Sequence[Path]) -> list[Finished]:
-    """The finished runs below the folders, in a sweep's own order.
+    """The finished runs below the folders, in a sweep's own order; others are called by what they differ in.
 
     Raises Refused if there are none, if one cannot be read, or if two are the same variant on the same task.
     """
-    found: dict[tuple[str, str], Finished] = {}
-    read: set[Path] = set()
+    read: dict[Path, Finished] = {}
+    anonymous: list[Path] = []
     for folder in folders:
-        named = {folder / job["folder"]: (job["task"], job["variant"]) for job in jobs(folder)}
-        below = sorted(path.parent for path in folder.rglob("summary.json"))
-        for path in [p for p in named if p in below] + [p for p in below if p not in named]:
+        below = {path.parent: named(path.parent) for path in sorted(folder.rglob("summary.json"))}
+        swept = sorted((job for job in below.items() if job[1]), key=lambda job: job[1][2:])
+        for path, name in [*swept, *(other for other in below.items() if not other[1])]:
             if path.resolve() in read:
                 continue
-            read.add(path.resolve())
-            for run in points(opened(path, named.get(path))):
-                twin = found.setdefault((run.task, run.variant), run)
-                if twin is not run:
-                    raise Refused(
-                        f"{twin.folder} and {path} both hold {run.variant} on {run.task}: report them apart, "
-                        "one folder at a time"
-                    )
+            read[path.resolve()] = opened(path, name and name[:2])
+            if name is None:
+                anonymous.append(path.resolve())
+    said = [Said(path, read[path].task, read[path].config) for path in anonymous]
+    for path, variant in zip(anonymous, called(said), strict=True):
+        read[path] = dataclasses.replace(read[path], variant=variant)
+    found: dict[tuple[str, str], Finished] = {}
+    for whole in read.values():
+        for run in points(whole):
+            twin = found.setdefault((run.task, run.variant), run)
+            if twin is not run:
+                raise Refused(
+                    f"{twin.folder} and {run.folder} both hold {run.variant} on {run.task}: report them apart, "
+                    "one folder at a time"
+                )
     if not found:
         raise Refused(f"no finished run (no summary.json) below {' or '.join(map(str, folders))}")
     return list(found.values())
 
 
 def opened(path: Path, named: tuple[str, str] | None = None) -> Finished:
-    """The finished run in a folder, with its task and variant if it is not called by the folder."""
+    """The finished run in a folder, with the task and variant that a sweep has for it."""
     config = load(path / "config.json", "algorithm", "run", "dataset", "commit")
     summary = load(path / "summary.json", "final", "diverged_at_step", "steps_per_second")
     task, variant = named or (config["run"]["env"], path.name)

@@ -1,4 +1,4 @@
-"""Damages data files at random and counts what the readers make of them.
+"""Damages data files at random, or writes sound ones oddly, and counts what the readers make of them.
 
     python -m benchmarks.studies.fuzz [--trials 1000]
 
@@ -7,8 +7,12 @@ overwritten, removed or repeated, or one of its arrays given another shape, type
 as a run would. Counted are refusals (one clear line), data equal to the undamaged, data with other numbers (arrays that
 are still data of this kind; flipped bits that no checksum of the format covers: HDF5 has none by default, and only the
 fingerprint on the card tells), and three outcomes that must not occur: another exception, a crash, no answer within
-30 s. Nor must the sound file be refused. Results go to benchmarks/results/fuzz.{csv,json}; status 1 if anything
-occurred that must not.
+30 s. Nor must the sound file be refused.
+
+As many files again are merely odd (odd.py): the same numbers in another layout, type, byte order or compression, beside
+things that are nobody's business. Each of these must give exactly the data of the plain file.
+
+Results go to benchmarks/results/fuzz.{csv,json}; status 1 if anything occurred that must not.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.reporting.results import publish
+from benchmarks.studies import odd
 from common import datasets, recipes, tasks
 from common.datasets import pixels
 from common.errors import Refused, exiting
@@ -49,9 +54,9 @@ class Fuzz:
     """How often and with what."""
 
     trials: int = 1000
-    """Damaged files of each kind."""
+    """Damaged files of each kind, and as many odd ones."""
     seed: int = 0
-    """Of the damage."""
+    """Of the damage and of the oddities."""
 
 
 def sound_rows() -> Arrays:
@@ -216,7 +221,7 @@ def main(options: Fuzz) -> int:
     """All trials; the exit status."""
     if options.trials < 1:
         raise Refused(f"--trials must be at least 1, not {options.trials}")
-    table, rows, forbidden = Table("kind", "damaged", *OUTCOMES), [], []
+    table, rows, forbidden = Table("kind", "changed", *OUTCOMES), [], []
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["MINARI_DATASETS_PATH"] = str(Path(temporary) / "minari")
         os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing is fetched in place of what is damaged
@@ -234,25 +239,28 @@ def main(options: Fuzz) -> int:
                 forbidden.append(f"{name}, undamaged: {outcome} {sound}")
             counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
             rng = np.random.default_rng(options.seed)
-            for trial in range(options.trials):
-                damaged = "arrays" if kind.rows is not None and trial % 3 == 0 else "bytes"
-                if damaged == "arrays":
+            for trial in range(2 * options.trials):
+                how = "odd" if trial >= options.trials else "bytes" if kind.rows is None or trial % 3 else "arrays"
+                if how == "odd":
+                    (folder / kind.file).write_bytes(whole)
+                    done = odd.write(folder / kind.file, kind.rows and kind.rows(), rng)
+                elif how == "arrays":
                     kind.write(folder / kind.file, damage_arrays(kind.rows(), rng))
                 else:
                     (folder / kind.file).write_bytes(damage_bytes(whole, rng))
                 outcome, words = reader.ask(kind.source, folder)
                 if outcome == "read":
                     outcome = "equal" if words == sound else "other numbers"
-                counts[damaged][outcome] += 1
-                if outcome in FORBIDDEN:
+                counts[how][outcome] += 1
+                if how == "odd" and outcome != "equal":
+                    forbidden.append(f"{name}, odd file {trial} ({', '.join(done)}): {outcome} {words}")
+                elif outcome in FORBIDDEN:
                     forbidden.append(f"{name}, trial {trial}: {outcome} {words}")
             if kind.rows is not None:
                 shutil.rmtree(folder)
-            for damaged, count in counts.items():
-                rows.append(
-                    {"kind": name, "damaged": damaged, "trials": count.total()} | {o: count[o] for o in OUTCOMES}
-                )
-                table.add_row(name, damaged, *(str(count[o]) for o in OUTCOMES))
+            for how, count in counts.items():
+                rows.append({"kind": name, "changed": how, "trials": count.total()} | {o: count[o] for o in OUTCOMES})
+                table.add_row(name, how, *(str(count[o]) for o in OUTCOMES))
         reader.process.kill()
     console = Console()
     console.print(table)

@@ -2,15 +2,13 @@
 
     python -m benchmarks.studies.kill [--trials 20]
     python -m benchmarks.studies.kill --what sweep --trials 10
-    python -m benchmarks.studies.kill --runs 200
 
 Every trial starts the same command, sends SIGKILL after a random share of the undisturbed run's time, resumes it with
 `--resume` and compares metrics.csv and eval.csv byte by byte; a run that has ended before does not count and is begun
 anew, with another moment. A sweep is killed so and repeated until it comes to its end between two kills, when another
 is begun, and the last is left alone; all jobs of each must have written what an undisturbed sweep writes, none of the
 finished ones been touched again, and no half of a file be left. Results go to
-benchmarks/results/kill{,_sweep}.{csv,json}; status 1 if anything differs. The last command stops runs by signals that
-can be answered, see stops.py; results go to benchmarks/results/stops.{csv,json}.
+benchmarks/results/kill{,_sweep}.{csv,json}; status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.reporting.results import publish
-from benchmarks.studies import stops
 from common.errors import Refused, exiting
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +56,6 @@ class Kill:
     """A run of algorithms/rlpd.py, or a sweep of six jobs, two at a time."""
     trials: int = 20
     """Kills."""
-    runs: int = 0
-    """Runs to be stopped by the signals that can be answered, instead of killed."""
     seed: int = 0
     """Of the random moments."""
     arguments: str = (
@@ -222,10 +217,6 @@ def main(kill: Kill) -> int:
     """All trials; the exit status."""
     if kill.trials < 1:
         raise Refused(f"--trials must be at least 1, not {kill.trials}")
-    if kill.runs < 0:
-        raise Refused(f"--runs must be at least 0, not {kill.runs}")
-    if kill.runs:
-        return stops.runs(kill.runs, kill.seed)
     return runs(kill) if kill.what == "run" else sweeps(kill)
 
 

@@ -1,9 +1,13 @@
-"""Runs stopped by signals at random moments of every stage; `benchmarks.studies.kill --runs N` is its command line.
+"""Runs stopped by signals at random moments of every stage, and resumed: what was answered, and when, and what was kept.
+
+    python -m benchmarks.studies.stops [--trials 200]
 
 Each run is of one of four algorithms, and is sent one of the signals in one of the stages: while it imports, makes
 data, compiles (with an empty cache of compiled programs), learns, evaluates or saves. Measured are the seconds to the
-answer, a line, and to the end of the process. Then it is resumed, or begun anew where it had no folder yet, and compared
-with a run that nobody disturbed: tables byte by byte, all arrays of the last checkpoint by their checksums.
+answer, a line, and to the end of the process. Then it is resumed, or begun anew where it had no folder yet, and
+compared with a run that nobody disturbed: tables byte by byte, all arrays of the last checkpoint by their checksums.
+Results go to benchmarks/results/stops.{csv,json}; status 1 if a run was not answered, left a process behind, or came to
+another end.
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from benchmarks.reporting.results import publish
-from common.errors import Refused
+from common.errors import Refused, exiting
 from common.stops import ANSWER, SIGNALS
 
 ROOT = Path(__file__).parents[2]
@@ -222,8 +229,21 @@ def same(one: Path, other: Path) -> bool:
         return False
 
 
-def runs(count: int, seed: int) -> int:
+@dataclass(frozen=True)
+class Stops:
+    """Four algorithms, six stages, four signals: 96 combinations, each once before any comes again."""
+
+    trials: int = 200
+    """Runs that are stopped."""
+    seed: int = 0
+    """Of the order of the combinations, and of the moments."""
+
+
+def main(study: Stops) -> int:
     """All runs; the exit status, 1 if anything was lost, left or not answered."""
+    if study.trials < 1:
+        raise Refused(f"--trials must be at least 1, not {study.trials}")
+    count, seed = study.trials, study.seed
     # What ignores it, as a shell's background does, would have its children ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rows: list[dict[str, Any]] = []
@@ -231,20 +251,29 @@ def runs(count: int, seed: int) -> int:
     cells = list(itertools.product(RUNS, STAGES, SIGNALS))
     random.Random(seed).shuffle(cells)
     with tempfile.TemporaryDirectory() as folder:
-        study = Study(Path(folder), seed)
+        trials = Study(Path(folder), seed)
         for algorithm in sorted({cell[0] for cell in itertools.islice(itertools.cycle(cells), count)}):
-            study.measure(algorithm)
+            trials.measure(algorithm)
         for number, cell in enumerate(itertools.islice(itertools.cycle(cells), count)):
             row = None
             while row is None:
-                row = study.trial(number, *cell)
+                row = trials.trial(number, *cell)
             rows.append(row)
             print(row, flush=True)
-            publish("stops", rows, "benchmarks.studies.kill", arguments=COMMON, runs=RUNS)
+            publish("stops", rows, "benchmarks.studies.stops", arguments=COMMON, runs=RUNS)
     table(rows)
-    good = sum(row["resumed_status"] == 0 and row["equal"] and not row["processes_left"] for row in rows)
-    print(f"{good} of {len(rows)} runs came to the end that an undisturbed one comes to, and left no process behind")
+    good = sum(is_sound(row) for row in rows)
+    print(
+        f"{good} of {len(rows)} runs answered, left no process behind, and came to the end of an undisturbed one",
+        flush=True,
+    )
     return int(good != len(rows))
+
+
+def is_sound(row: Mapping[str, Any]) -> bool:
+    """Whether a trial is as it should be."""
+    answered = row["seconds_to_answer"] is not None and not row["traceback"]
+    return answered and row["resumed_status"] == 0 and row["equal"] and not row["processes_left"]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> None:
@@ -258,3 +287,7 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
         ends = [row["seconds_to_end"] for row in mine]
         cells = [f"{statistics.median(x):7.2f} {max(x):8.2f}" if x else "-" for x in (answers, ends)]
         print(f"{stage:12} {len(mine):5} {len(answers):9} {cells[0]:>16} {cells[1]:>16}")
+
+
+if __name__ == "__main__":
+    exiting("stops", lambda: main(tyro.cli(Stops)))

@@ -1,11 +1,12 @@
 """Prior data: a source string -> validated transitions of a task.
 
-Each source's reader (sources.py) yields rows of source episodes; `_assemble` turns them into transitions of the task by
-rules that are the same for every source:
+Each source's reader (sources.py, minari_sets.py) yields rows of source episodes; `_assemble` turns them into
+transitions of the task by rules that are the same for every source:
 
 - A row needs its successor. Where the source does not store it, it is the next row of the same source episode; the last
   row of an episode is dropped, unless the task terminated there (its successor is then its own observation, which no
-  target uses). No transition joins two episodes.
+  target uses). No transition joins two episodes: where the first observation of the next one stands as an episode's
+  last successor, it is left out as if it were not stored.
 - `terminated` is a true end of the task, `truncated` any other end of an episode: a time limit, a cut, the end of the
   file. Every episode ends with exactly one of them.
 - Tasks that reach a goal are relabelled from the positions: reward 1 and terminated where the goal pursued is reached,
@@ -16,7 +17,9 @@ rules that are the same for every source:
 - Where the task's environment never terminates, a terminal in the data is a time limit.
 - Discrete actions, recorded by their numbers, become one-hot vectors; another number than the environment's is refused.
 - Actions outside [-1, 1] are clipped to it and counted on the card: human demonstrations have them, and the environment
-  clips as well. Beyond +-10, in units in which the environment takes [-1, 1], they are another's, and refused.
+  clips as well. Beyond +-10, in units in which the environment takes [-1, 1], they are another's, and refused. In a
+  dimension that the environment holds (its bounds coincide) they are 0.
+- What is doubtful is read and stands on the card as a warning (doubts.py).
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
+from common.datasets import doubts, memory
 from common.datasets.downloads import is_here, within_reach
-from common.datasets.sources import READERS, Episodes, Rows, fingerprint, validate
+from common.datasets.rows import Episodes, Rows, fingerprint, validate
+from common.datasets.sources import READERS
 from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch
@@ -88,12 +93,18 @@ class Dataset(Episodes):
         )
 
 
-def load(task: Task, source: str | None = None, progress: recipes.Progress | None = None) -> Dataset | None:
+def load(
+    task: Task,
+    source: str | None = None,
+    progress: recipes.Progress | None = None,
+    announce: recipes.Announce | None = None,
+) -> Dataset | None:
     """The task's prior data from `source`, by default `default_source`; None for a Gymnasium id without a source.
 
-    `progress` is called while a recipe makes its data: see `recipes.make`.
+    `progress` is called while a recipe makes its data, `announce` with lines that say what is made in place of what and
+    how long it takes: see `recipes.make`.
     """
-    source = source or default_source(task)
+    asked, source = source, source or default_source(task)
     if source is None:
         return None
     kind, _, name = source.partition(":")
@@ -102,13 +113,19 @@ def load(task: Task, source: str | None = None, progress: recipes.Progress | Non
             f"unknown dataset source {source!r}: the sources are minari:ID, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE.npz, "
             "ogbench:NAME, recipe:NAME (vd4rl:FOLDER holds images, which no algorithm here learns from yet)"
         )
-    if kind == "recipe":
-        rows = READERS["minari"](task, source, recipes.make(name, progress=progress))
-    else:
-        rows = READERS[kind](task, source, name)
-    if kind == "recipe" and name == task.datasets.get("recipe") and task.default_dataset != source:
-        rows.metadata["instead_of"] = task.default_dataset
-    return _assemble(task, source, rows)
+    if announce and asked is None and kind == "recipe" and source != task.default_dataset and not recipes.is_made(name):
+        announce(
+            f"{task.default_dataset} is not here and its host does not answer: making {source} instead "
+            f"({recipes.SIZES[name]:,} rows; kept in {recipes.folder_of(name)})"
+        )
+    with memory.told(source):
+        if kind == "recipe":
+            rows = READERS["minari"](task, source, recipes.make(name, progress=progress, announce=announce))
+        else:
+            rows = READERS[kind](task, source, name)
+        if kind == "recipe" and name == task.datasets.get("recipe") and task.default_dataset != source:
+            rows.metadata["instead_of"] = task.default_dataset
+        return _assemble(task, source, rows)
 
 
 def default_source(task: Task) -> str | None:
@@ -153,6 +170,9 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
         if rows.next_observation is None:
             known = ~boundary
             next_observation = np.where(known[:, None], np.roll(observation, -1, axis=0), observation)
+        elif rows.unknown is not None:
+            known = ~rows.unknown
+            next_observation = np.where(known[:, None], rows.next_observation, observation)
         else:
             known = np.ones(count, bool)
             next_observation = rows.next_observation
@@ -196,6 +216,8 @@ def _assemble(task: Task, source: str, rows: Rows) -> Dataset:
             "dropped_at_goal": resting,
             "own_labels": own_labels,
             "terminals_that_are_time_limits": time_limits,
+            "warnings": [*rows.warnings, *doubts.of(task, rows, environment)],
+            **doubts.beyond_limit(task, rows),
             **told,
         }
         dataset = Dataset(
@@ -230,14 +252,14 @@ def _actions(source: str, action: np.ndarray, environment: Environment) -> tuple
     if action.ndim == 1:
         raise Refused(f"{source}: actions are {action.dtype} {list(action.shape)}, expected numbers, 2-D")
     unit = environment.unscaled(action)
-    largest, outside = float(np.abs(unit).max()), np.abs(unit) > 1
+    largest, outside = float(np.abs(unit).max()), (np.abs(unit) > 1) | (environment.held & (unit != 0))
     if largest > ACTION_LIMIT:
         raise Refused(
             f"{source}: actions from {action.min():.3g} to {action.max():.3g}, where {environment.task.environment} "
             f"takes {space.low.min():.3g} to {space.high.max():.3g} (a little more is clipped): other units, or "
             "another environment's"
         )
-    return unit.clip(-1, 1).astype(np.float32), {
+    return np.where(environment.held, 0, unit.clip(-1, 1)).astype(np.float32), {
         "actions_clipped": int(outside.sum()),
         "actions_clipped_share": float(outside.mean()),
         "action_largest": largest,

@@ -81,7 +81,7 @@ def make(name: Name, size: int | None = None, seed: int = 0) -> None:
     """
     start = time.perf_counter()
     with making(CONSOLE) as progress:
-        identifier = recipes.make(name, size, seed, progress)
+        identifier = recipes.make(name, size, seed, progress, _say)
     CONSOLE.print(f"minari:{identifier} in {get_dataset_path(identifier)} after {time.perf_counter() - start:.1f} s")
     _show(tasks.find(name), f"minari:{identifier}")
 
@@ -121,9 +121,13 @@ def _place(source: str) -> str:
     return f"minari:{recipes.dataset_id(name)}" if kind == "recipe" else source
 
 
+def _say(line: str) -> None:
+    CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _show(task: tasks.Task, source: str) -> None:
     with making(CONSOLE) as progress:
-        data = datasets.load(task, source, progress)
+        data = datasets.load(task, source, progress, _say)
     CONSOLE.print(cards.format_card(cards.card(data, task)), highlight=False, soft_wrap=True)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common import tasks
-from common.datasets import Dataset
+from common.datasets import Dataset, memory
 from common.datasets.pixels import PixelDataset
 from common.recipes import locomotion
 from common.tasks import Task
@@ -63,7 +64,15 @@ def difference_from_published(source: str, episodes: int, rows: int) -> str | No
 
 
 def card(dataset: Dataset, task: Task) -> dict[str, Any]:
-    """What a data set is, JSON-able: printed at start, kept with the run. Rewards and returns are raw."""
+    """What a data set is, JSON-able: printed at start, kept with the run. Rewards and returns are raw.
+
+    Of success nothing (None), where the task has no notion of it.
+    """
+    with memory.told(dataset.source):
+        return _card(dataset, task)
+
+
+def _card(dataset: Dataset, task: Task) -> dict[str, Any]:
     solved = np.logical_or.reduceat(dataset.success, dataset.starts)
     values, counts = np.unique(dataset.reward, return_counts=True)
     few = len(values) <= 5
@@ -78,9 +87,9 @@ def card(dataset: Dataset, task: Task) -> dict[str, Any]:
         if few
         else None,
         "reward_range": _floats((values[0], values[-1])),
-        "success_episodes": int(solved.sum()),
-        "success_rate": float(solved.mean()),
-        "success_share_of_steps": float(dataset.success.mean()),
+        "success_episodes": int(solved.sum()) if task.knows_success else None,
+        "success_rate": float(solved.mean()) if task.knows_success else None,
+        "success_share_of_steps": float(dataset.success.mean()) if task.knows_success else None,
         "action_range": _floats((dataset.action.min(), dataset.action.max())),
         "action_counts": dataset.action.sum(axis=0).tolist() if dataset.has_discrete_actions else None,
         "duplicates": _duplicates(np.concatenate([dataset.observation, dataset.action], axis=1)),
@@ -95,7 +104,7 @@ def format_card(card: dict[str, Any]) -> str:
     """The card as a few aligned lines, without the long fields."""
     dropped = []
     if card["dropped_without_successor"]:
-        dropped.append(f"{card['dropped_without_successor']:,} without a successor")
+        dropped.append(f"{card['dropped_without_successor']:,} without a next observation")
     if card["dropped_at_goal"]:
         dropped.append(f"{card['dropped_at_goal']:,} resting at the goal")
     rows = f" of {card['rows']:,} rows; dropped: {', '.join(dropped)}" if dropped else ""
@@ -109,6 +118,8 @@ def format_card(card: dict[str, Any]) -> str:
         lines["score"] = _spread(card["score_quantiles"], ".1f") + f", percent of {expert}"
     lines["transitions"] += rows
     lines["episodes"] += f" ({limits:,} terminals are time limits: this task never terminates)" if limits else ""
+    if card.get("longer_than_limit"):
+        lines["episodes"] += f" ({card['longer_than_limit']:,} longer than the time limit of {card['time_limit']:,})"
     lines |= {
         "reward": (
             ", ".join(f"{value}: {count:,}" for value, count in rewards.items())
@@ -116,18 +127,20 @@ def format_card(card: dict[str, Any]) -> str:
             else f"{low:.4g} to {high:.4g}"
         )
         + {None: "", True: " (the data's own labels)", False: " (labelled by the task's goal)"}[card["own_labels"]],
-        "success": (
+    }
+    if card["success_episodes"] is not None:
+        lines["success"] = (
             f"{card['success_episodes']:,} of {card['episodes']:,} episodes ({card['success_rate']:.1%}), "
             f"{card['success_share_of_steps']:.1%} of the steps"
-        ),
-        "action": _action_line(card),
-        "duplicates": f"{card['duplicates']:,} pairs of observation and action",
-    }
+        )
+    lines["action"] = _action_line(card)
+    lines["duplicates"] = f"{card['duplicates']:,} pairs of observation and action"
     if "instead_of" in card:
         lines["RECIPE"] = f"made on this machine, NOT {card['instead_of']}"
+    warnings = list(card.get("warnings", ()))
     if card["differs_from_published"]:
-        lines["WARNING"] = f"not the published data: {card['differs_from_published']}"
-    return _aligned(lines)
+        warnings.insert(0, f"not the published data: {card['differs_from_published']}")
+    return _aligned([*lines.items(), *(("WARNING", text) for text in warnings)])
 
 
 def _duplicates(rows: np.ndarray) -> int:
@@ -159,7 +172,7 @@ def format_pixel_card(card: dict[str, Any]) -> str:
         "frames": f"{count:,} of {height} x {width} pixels, {card['frame_bytes'] / 1e6:,.1f} MB",
         "action": "{:.3g} to {:.3g}".format(*card["action_range"]) + f"; {card['actions_clipped']:,} entries clipped",
     }
-    return _aligned(lines)
+    return _aligned(lines.items())
 
 
 def _episodes(dataset: Dataset | PixelDataset) -> dict[str, Any]:
@@ -219,8 +232,8 @@ def _spread(quantiles: dict[str, float], form: str) -> str:
     return " / ".join(f"{value:{form}}" for value in quantiles.values()) + "  (min, quartiles, max)"
 
 
-def _aligned(lines: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<12} {text}" for name, text in lines.items())
+def _aligned(lines: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"  {name:<12} {text}" for name, text in lines)
 
 
 def _floats(values: Any) -> list[float]:

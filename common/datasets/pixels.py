@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from common.datasets.sources import Episodes, archive, array_of, check_keys, fingerprint
-from common.errors import Refused, one_line
+from common.datasets import memory
+from common.datasets.arrays import archive, hdf5
+from common.datasets.rows import Episodes, column, fingerprint
+from common.errors import Refused
 
 _NPZ = ("image", "action", "reward")
 _HDF5 = ("observation", "action", "reward", "discount", "step_type")
@@ -70,7 +71,12 @@ def load(source: str) -> PixelDataset:
     archives, tables = sorted(folder.glob("*.npz")), sorted(folder.glob("*.hdf5"))
     if bool(archives) == bool(tables):
         raise Refused(f"{source} is no folder of V-D4RL's: expected .npz episodes or .hdf5 files, and not both, in it")
-    parts = [_read_episode(path) for path in archives] + [_read_table(path) for path in tables]
+    with memory.told(source):
+        return _joined(source, [_read_episode(path) for path in archives] + [_read_table(path) for path in tables])
+
+
+def _joined(source: str, parts: list[dict[str, np.ndarray]]) -> PixelDataset:
+    """The transitions of all files of a folder."""
     shapes = {(part["frames"].shape[1:], part["action"].shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise Refused(f"{source}: its files differ in the sizes of images or actions")
@@ -102,30 +108,17 @@ def _read_episode(path: Path) -> dict[str, np.ndarray]:
         raise Refused(f"vd4rl:{path} has neither is_terminal nor discount: nothing says whether its episode terminated")
     terminal = arrays["is_terminal"] if "is_terminal" in arrays else arrays["discount"] == 0
     first = np.arange(count) == 0
-    if "is_first" in arrays and not np.array_equal(arrays["is_first"].astype(bool), first):
+    if "is_first" in arrays and not np.array_equal(column(arrays["is_first"]).astype(bool), first):
         raise Refused(f"vd4rl:{path} is not one episode: is_first is set elsewhere than in its first row")
     return _checked(path, arrays["image"], arrays["action"], arrays["reward"], terminal, first)
 
 
 def _read_table(path: Path) -> dict[str, np.ndarray]:
     """A file of 84-pixel episodes."""
-    try:
-        with h5py.File(path, "r") as file:
-            present = [key for key in _HDF5 if isinstance(file.get(key), h5py.Dataset)]
-            check_keys(f"vd4rl:{path}", _HDF5, present, file)
-            arrays = {key: array_of(file[key]) for key in _HDF5}
-    except Refused:
-        raise
-    except Exception as error:  # h5py raises whatever a damaged file makes it raise
-        raise Refused(
-            f"vd4rl:{path} cannot be read as HDF5 (truncated or another format): {one_line(error)}"
-        ) from error
-    sizes = {key: len(array) for key, array in arrays.items()}
-    if len(set(sizes.values())) > 1 or 0 in sizes.values():
-        raise Refused(
-            f"vd4rl:{path}: its arrays differ in length or are empty ({sizes}); the file is damaged or foreign"
-        )
-    kind = arrays["step_type"]
+    arrays, unwritten = hdf5(f"vd4rl:{path}", path, _HDF5)
+    if "observation" in unwritten or not len(arrays["observation"]):
+        raise Refused(f"vd4rl:{path}: its images are empty or were never written")
+    kind = column(arrays["step_type"])
     if kind.ndim != 1 or not np.isin(kind, (0, 1, 2)).all() or not len(kind) or kind[0] != 0:
         raise Refused(f"vd4rl:{path}: step_type must be 0, 1 or 2 and begin with 0, the first step of an episode")
     if not np.array_equal(kind[1:] == 0, kind[:-1] == 2):
@@ -133,8 +126,7 @@ def _read_table(path: Path) -> dict[str, np.ndarray]:
     images = arrays["observation"]
     if images.ndim == 4:
         images = images.transpose(0, 2, 3, 1)
-    discount = arrays["discount"].reshape(len(kind), -1)[:, 0]
-    return _checked(path, images, arrays["action"], arrays["reward"], discount == 0, kind == 0)
+    return _checked(path, images, arrays["action"], arrays["reward"], arrays["discount"] == 0, kind == 0)
 
 
 def _checked(
@@ -142,7 +134,7 @@ def _checked(
 ) -> dict[str, np.ndarray]:
     """The arrays of one file, all of one length, with the types of a PixelDataset."""
     count = len(images)
-    reward = reward.reshape(len(reward), -1)[:, 0] if reward.ndim == 2 and reward.shape[1] == 1 else reward
+    reward, terminal = column(reward), column(terminal)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise Refused(f"vd4rl:{path}: images are {images.dtype} {list(images.shape)}, expected uint8 with 3 channels")
     shapes = {"action": action.ndim == 2, "reward": reward.ndim == 1, "end": terminal.ndim == 1}

@@ -172,7 +172,10 @@ def return_range_scale(data: Dataset, reward: np.ndarray, most: float = 1000.0) 
     returns = np.add.reduceat(reward.astype(np.float64), data.starts)
     spread = float(returns.max() - returns.min())
     if spread == 0:
-        raise Refused(f"{data.source}: all episodes have the same return, which gives rewards no scale")
+        raise Refused(
+            f"{data.source}: all episodes have the same return, which gives rewards no scale: "
+            "--no-rescale-rewards takes them as they are"
+        )
     return most / spread
 
 

@@ -7,6 +7,7 @@ classic.py; here, how they become a data set that is whole or not there.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -33,6 +34,8 @@ from common.recipes.episodes import Episode
 
 Progress = Callable[[int, int], None]
 """Called now and then with the transitions made so far and in all."""
+Announce = Callable[[str], None]
+"""Called with a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ _FAMILIES = {
 NAMESPACE = "headstart"
 _TEMPORARY = ".recipe-"
 """How the names of folders begin in which data are written."""
-_STALE = 86_400
-"""Seconds after which a folder that is still being written belongs to a process that was killed: writing takes some."""
+_LOCK = "lock"
+_BEGINNING = 10
+"""Seconds in which such a folder may be without its lock yet."""
+_SURE = 10.0
+"""Seconds of making after which the speed is known."""
 _GOAL_RETURNS = (0.0, 1.0)
 """Return of an episode that misses its goal and of one that reaches it: the reference scores of every goal task."""
 
@@ -80,8 +86,26 @@ def dataset_id(name: str, size: int | None = None, seed: int = 0) -> str:
     return f"{NAMESPACE}/{name}{variant}-v{_FAMILIES[tasks.find(name).family].version}"
 
 
-def make(name: str, size: int | None = None, seed: int = 0, progress: Progress | None = None) -> str:
+def folder_of(name: str) -> Path:
+    """Where a recipe's data lie, or will."""
+    return get_dataset_path(dataset_id(name))
+
+
+def is_made(name: str) -> bool:
+    """Whether there is something where a recipe's data lie."""
+    return folder_of(name).exists()
+
+
+def make(
+    name: str,
+    size: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> str:
     """Make a recipe's data, unless they are there already, and return their Minari id.
+
+    `announce` hears how long it takes, once that is known and if it is minutes.
 
     The same name, size and seed give the same data on the same kind of processor; on another, where the policies of
     AntMaze, locomotion and classic control round differently, other ones like them. They appear under their id only
@@ -102,10 +126,12 @@ def make(name: str, size: int | None = None, seed: int = 0, progress: Progress |
             return identifier
         environment = environments.make(task)
         try:
-            episodes, made = [], 0
+            _remove_stale(get_dataset_path())
+            episodes, made, estimate = [], 0, _Estimate(size, announce)
             for episode in family.generate(environment, size, seed):
                 episodes.append(episode.buffer())
                 made += len(episode.actions)
+                estimate(made)
                 if progress is not None:
                     progress(made, size)
             _write(identifier, recipe, episodes, environment)
@@ -117,6 +143,27 @@ def make(name: str, size: int | None = None, seed: int = 0, progress: Progress |
             f"recipe {name}: {reason} while writing its data; MINARI_DATASETS_PATH chooses the folder"
         ) from error
     return identifier
+
+
+class _Estimate:
+    """Announces once how long making takes, if it is minutes."""
+
+    def __init__(self, size: int, announce: Announce | None):
+        self.size, self.announce = size, announce
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, made: int) -> None:
+        """Hear of the transitions made so far; the speed counts from the first of them on, when processes run."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, made
+        spent = now - self.first[0]
+        if self.announce is None or spent < _SURE:
+            return
+        left = (self.size - made) * spent / max(1, made - self.first[1])
+        if left > 60:
+            self.announce(f"making {self.size:,} rows: about {left / 60:.0f} minutes left")
+        self.announce = None
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -150,10 +197,9 @@ def _write(identifier: str, recipe: dict[str, Any], episodes: list[EpisodeBuffer
     if not (root / NAMESPACE / "namespace_metadata.json").exists():
         with contextlib.suppress(ValueError):  # another process made it meanwhile
             create_namespace(NAMESPACE, description="Made on this machine by Headstart's recipes")
-    _remove_stale(root)
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=root) as temporary:
-        _ensure_room(Path(temporary) / "room", episodes)
-        folder = Path(temporary) / "dataset"
+    with _scratch(root) as temporary:
+        _ensure_room(temporary / "room", episodes)
+        folder = temporary / "dataset"
         folder.mkdir()
         storage = MinariStorage.new(
             folder / "data",
@@ -188,12 +234,27 @@ def _write(identifier: str, recipe: dict[str, Any], episodes: list[EpisodeBuffer
                 raise
 
 
+@contextlib.contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A folder to write data in, locked while its process lives."""
+    with (
+        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=root) as temporary,
+        (Path(temporary) / _LOCK).open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(temporary)
+
+
 def _remove_stale(root: Path) -> None:
-    """Remove what writers that were killed left behind; whatever cannot be removed stays."""
+    """Remove what writers that were killed left behind: folders without a lock, or whose lock nobody holds."""
     for folder in root.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _STALE:
-                shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is in use, or cannot be removed
+            if time.time() - folder.stat().st_mtime < _BEGINNING:
+                continue
+            if (folder / _LOCK).exists():
+                with (folder / _LOCK).open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def _ensure_room(scratch: Path, episodes: list[EpisodeBuffer]) -> None:

@@ -1,0 +1,101 @@
+"""A run that goes on: where it began, where its data are now, and what is said where it ends early."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.errors import EnvironmentFailed, Refused
+from common.runs import RunDirectory, write_json, writing
+
+FILES = ("d4rl", "npz", "ogbench")
+"""Kinds of sources that may name a file."""
+
+
+def whole(source: str) -> str:
+    """A source that names a file of the present folder, or below it, in full, so that it holds from any other."""
+    kind, _, name = source.partition(":")
+    path = Path(name).expanduser()
+    is_file = kind in FILES and (path.suffix in (".hdf5", ".npz") or path.exists())
+    return f"{kind}:{path.absolute()}" if is_file else source
+
+
+def began_in(folder: Path, saved: Mapping[str, Any]) -> Path:
+    """The folder in which the paths and modules of a run hold: the one it began in, also after both have moved.
+
+    `folder` is the run directory, in full; `saved` is its config.json, which need not name the folder.
+    """
+    run = saved["run"]
+    out = Path(run["out"]) if run["out"] else Path(*folder.parts[-4:])  # runs/ALGORITHM/TASK/TIME
+    candidates = [Path(saved["began_in"])] if "began_in" in saved else []
+    if not out.is_absolute() and folder.parts[-len(out.parts) :] == out.parts:
+        candidates.insert(0, folder.parents[len(out.parts) - 1])
+    candidates = [place for place in (*candidates, Path.cwd()) if place.is_dir()]
+    names = [(run["dataset"] or "").partition(":")[2], *modules(run["env"])]
+    return max(candidates, key=lambda place: sum(bool(name) and (place / name).exists() for name in names))
+
+
+def modules(env: str) -> tuple[str, ...]:
+    """The file or folder in which a task's own module may be."""
+    module, colon, _ = env.partition(":")
+    return (f"{module.replace('.', '/')}.py", module.replace(".", "/")) if colon else ()
+
+
+def data_now(saved: Mapping[str, Any], given: str | None) -> str | None:
+    """Where a run's data are: as `given`, or as an earlier --resume found them; None if they have not moved."""
+    return given or saved.get("data_now")
+
+
+def check_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Refuse other data than the run has begun with."""
+    if card["fingerprint"] != saved["dataset"]["fingerprint"]:
+        raise Refused(
+            f"--resume {directory.path}: {card['source']} holds other data than it began with; name those with "
+            "--dataset KIND:WHAT"
+        )
+
+
+@contextlib.contextmanager
+def finding_data(folder: Path | None) -> Iterator[None]:
+    """In the refusal of a run's data, say what helps if they have moved; `folder` is None for a run that begins."""
+    try:
+        yield
+    except Refused as refusal:
+        if folder is None:
+            raise
+        way = f"--resume {folder} --dataset KIND:WHAT"
+        raise Refused(f"{refusal}; if its data have moved, name them: {way}") from refusal
+
+
+def note_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Keep in config.json where the data are that have moved, so that the next --resume finds them."""
+    if card["source"] != saved.get("data_now", saved["dataset"]["source"]):
+        path = directory.path / "config.json"
+        with writing(path):
+            write_json(path, dict(saved) | {"data_now": card["source"]})
+
+
+@contextlib.contextmanager
+def telling(folder: Path, console: Console, resumable: bool = True) -> Iterator[None]:
+    """Whatever ends a run early inside, say how it goes on, in the line of a refusal or before a traceback."""
+    if not resumable:
+        yield
+        return
+    way = f"continue with --resume {folder}"
+    try:
+        yield
+    except Refused as refusal:
+        told = str(refusal)
+        if way in told:
+            raise
+        bare = "continue with --resume"
+        raise Refused(told.replace(bare, way) if bare in told else f"{told}; {way}") from refusal
+    except EnvironmentFailed:  # has a line of its own
+        raise
+    except Exception:  # whatever it is, its traceback follows
+        console.print(f"ended by an error; {way}", highlight=False, soft_wrap=True)
+        raise
