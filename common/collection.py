@@ -21,7 +21,9 @@ class Collector:
     restored from them.
     """
 
-    def __init__(self, make: Callable[[], Environment], task: Task, seeds: list[int]):
+    def __init__(self, make: Callable[[], Environment], task: Task, seeds: list[int], repeats: bool = True):
+        """`repeats`: whether the actions of an episode are played again where it is restored; else the next begins."""
+        self.repeats = repeats
         self.task = task
         self.seeds = seeds
         self.environments = [make() for _ in seeds]
@@ -42,6 +44,11 @@ class Collector:
         """Go on with an episode that was opened, and with its first observation."""
         self.episode[run], self.observation[run] = episode, first
         self.actions[run], self.returns[run], self.solved[run] = [], 0.0, False
+
+    def begin_anew(self) -> None:
+        """Leave every run's episode, which others have played in its environment, for its next one."""
+        for run, episode in enumerate((self.episode + 1).tolist()):
+            self.begin(run, episode, self.open(run, episode))
 
     def episode_seed(self, run: int, episode: int) -> int:
         """What an episode of the run starts from."""
@@ -101,10 +108,13 @@ class Collector:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], announce: Callable) -> list[int]:
-        """Repeat the episodes that were under way; the runs whose episodes could not be, and have begun anew."""
+        """Repeat the episodes that were under way; the runs whose episodes were not, and have begun anew."""
         anew = []
         self.episode = np.array(progress["episode"], np.int64)
         self.finished = [[(r, s) for r, s in run] for run in progress["finished"]]
+        if not self.repeats:
+            self.begin_anew()
+            return list(range(len(self.seeds)))
         for run in range(len(self.seeds)):
             actions = list(arrays.get(f"episode_actions.{run}", ()))
             number = int(self.episode[run])

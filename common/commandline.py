@@ -37,6 +37,9 @@ class Run:
     """Episodes of each evaluation of each run."""
     eval_workers: int | None = None
     """Processes that play them; 0: none but this one. Default: one per core where there is much to play, else 0."""
+    single_environment: bool = False
+    """Collect and evaluate in one environment, for a robot, or what else can exist only once: of one run, one episode
+    at a time. An evaluation cuts the episode that is collected, and so does a resume."""
     log_every: int = 1000
     """Steps between rows of metrics.csv."""
     checkpoint_every: int | None = None
@@ -64,6 +67,8 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 0:
                 return f"--{name.replace('_', '-')} must be 0 or more, not {value}"
+        if self.single_environment and self.eval_workers:
+            return "--single-environment plays in this process: leave out --eval-workers"
         if self.seed < 0 or self.seed + self.num_seeds > 2**31:
             return f"--seed must lie in 0 ... 2^31 - num_seeds, not {self.seed}"
         return None

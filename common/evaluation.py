@@ -66,13 +66,15 @@ class Evaluator:
         episodes: int,
         workers: int = 0,
         announce: Callable[[str], None] = print,
+        most: int | None = None,
     ):
         """In `workers` processes that play side by side, for which `make` must be picklable; 0: in this one.
 
-        `announce` is told, in a line, if such a process is lost; the evaluation is then played again in this one.
+        `announce` is told, in a line, if such a process is lost; the evaluation is then played again in this one. There
+        are no more than `most` environments, by default MOST_ENVIRONMENTS, or one of each run.
         """
         self.make, self.runs, self.episodes, self.announce = make, runs, episodes, announce
-        self.slots = max(1, min(episodes, MOST_ENVIRONMENTS // runs))
+        self.slots = max(1, min(episodes, (most or MOST_ENVIRONMENTS) // runs))
         self.groups: list[tuple[Here | Elsewhere, slice]] = []
         try:
             self._start(workers)

@@ -90,6 +90,11 @@ def check(request: Request, task: Task) -> None:
         )
     Trackers.check(request.run)
     count_devices(request.number_of_runs, request.run.devices)
+    if request.run.single_environment and request.number_of_runs > 1:
+        raise Refused(
+            f"--single-environment: {request.number_of_runs} runs cannot share one environment; start them one after "
+            "another, each without --num-seeds and --grid"
+        )
     if request.run.dataset is not None and not request.config.uses_prior_data:
         raise Refused(
             f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "

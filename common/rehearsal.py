@@ -20,6 +20,8 @@ from common.tasks import Task
 
 def plays_several(request: Request) -> bool:
     """Whether a command has more than one environment at a time."""
+    if request.run.single_environment:
+        return False
     collects = dict(request.config.phases).get("online", 0) > 0
     return collects or request.number_of_runs * request.run.eval_episodes > 1
 
@@ -60,7 +62,7 @@ def _make_another(task: Task) -> None:
     except (Refused, EnvironmentFailed) as error:
         raise Refused(
             f"{task.name} can exist only once at a time, and several are needed, to collect and for each episode that "
-            f"is evaluated at once: {error}"
+            f"is evaluated at once: {error}; --single-environment plays one run in one"
         ) from error
 
 

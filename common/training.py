@@ -70,14 +70,25 @@ class Session:
 
         sizes = () if data is None else (data.observation.shape[1], data.action.shape[1])
         make = functools.partial(environments.make_named, task.name, *sizes)
-        environment = make()
-        environment.close()
+        self.collector: Collector | None = None
+        if "online" in self.progress.phases:
+            self.collector = Collector(make, task, self.seeds, repeats=not run.single_environment)
+            environment = self.collector.environments[0]
+        else:
+            environment = make()
+            environment.close()
         self.horizon = environment.horizon
-        self.collector = Collector(make, task, self.seeds) if "online" in self.progress.phases else None
-        workers = run.eval_workers
-        if workers is None:
-            workers = useful_workers(len(self.seeds) * run.eval_episodes * self.horizon)
-        self.evaluator = Evaluator(make, len(self.seeds), run.eval_episodes, workers, self.reporter.announce)
+        shape = len(self.seeds), run.eval_episodes
+        if run.single_environment:
+            only = make if self.collector is None else lambda: environment
+            self.evaluator = Evaluator(only, *shape, announce=self.reporter.announce, most=1)
+        else:
+            workers = run.eval_workers
+            if workers is None:
+                workers = useful_workers(math.prod(shape) * self.horizon)
+            self.evaluator = Evaluator(make, *shape, workers, self.reporter.announce)
+        self.is_cut = False
+        """Whether an evaluation has played in the environment, and the episode that is collected must begin anew."""
 
         every = run.eval_every if run.checkpoint_every is None else run.checkpoint_every
         self.saving = Saving(every, SAVING_SHARE if run.checkpoint_every is None else None)
@@ -242,11 +253,14 @@ class Session:
         progress, run, programs = self.progress, self.request.run, self.programs
         learning_from = max(self.request.config.start_training, progress.step) + 1
         shown = 0.0
-        if self.action is None:
-            self.prepare(watch, programs.choose, *self.about_to_act())
-            self.action = self.next_action()
         while progress.step < progress.phases["online"]:
             step = progress.step + 1
+            if self.is_cut:
+                self.collector.begin_anew()
+                self.is_cut, self.action = False, None
+            if self.action is None:
+                self.prepare(watch, programs.choose, *self.about_to_act())
+                self.action = self.next_action()
             # Before the environments are in another state than the learner.
             if step == learning_from:
                 self.prepare(watch, programs.learn, *self.like_a_step(), self.prior)
@@ -314,6 +328,7 @@ class Session:
 
         outcomes = self.evaluator(act, self.seeds, step, heard, watch.look)
         self.progress.owes_evaluation = False
+        self.is_cut = self.request.run.single_environment
         self.reporter.evaluated(outcomes)
         self.progress.evaluated(time.perf_counter() - start)
 

@@ -1,4 +1,4 @@
-"""Runs stopped by signals at random moments of every stage, and resumed: what was answered, and when, and what was kept.
+"""Runs stopped by signals at random moments of every stage, and resumed: what was answered, when, and what was kept.
 
     python -m benchmarks.studies.stops [--trials 200]
 
@@ -290,4 +290,4 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    exiting("stops", lambda: main(tyro.cli(Stops)))
+    exiting("stops", lambda: main(tyro.cli(Stops, description=__doc__)))
