@@ -103,12 +103,12 @@ UPDATES = {
 PEERS = {
     "rlpd": ("rlpd",),
     "jax_corl": ("td3_bc", "iql", "awac", "cql"),
-    "unifloral": ("td3_bc", "iql", "bc", "edac", "cql", "rebrac"),
+    "unifloral": ("td3_bc", "iql", "bc", "edac", "rebrac"),
     "corl": ("td3_bc", "iql", "bc", "edac", "awac", "cql"),
     "adaptive_bc": ("redq_adaptive_bc",),
     "bcq": ("bcq",),
 }
-"""Peer -> what it has."""
+"""Peer -> what it has. Unifloral's CQL draws one action where the paper's draws ten, and is no measure of ours."""
 
 
 @dataclass(frozen=True)

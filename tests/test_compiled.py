@@ -23,22 +23,14 @@ pytestmark = pytest.mark.optimised
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_compiled_update_is_the_plain_one(name):
+def test_a_seed_learns_the_same_alone_in_a_group_and_uncompiled(name):
+    """The first two to the last bit, at real widths, where the compiler has a choice."""
     kind = agent_of(MODULES[name])
-    config = small(MODULES[name], hidden=(256,), actor_hidden=(256,), batch_size=257, ensemble=3, utd=2)
-    prior = jax.tree.map(jnp.asarray, kind.prepare(config, data(400), tasks.find("hopper-medium")))
-    example = jax.tree.map(lambda x: x[0], prior.transitions() if hasattr(prior, "transitions") else prior.rows)
-
-    @jax.jit
-    def start():
-        agent = kind.create(config, jax.random.key(0), example, prior).enter("offline", jax.random.key(1), prior)
-        return agent, agent.sample(jax.random.key(2), None, prior)
-
-    with unoptimised():
-        arguments = *start(), jax.random.key(3), jnp.int32(2)
-        with jax.disable_jit():
-            plain, expected = kind.update(*arguments)
-    compiled, metrics = jax.jit(kind.update)(*arguments)
+    config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=257, ensemble=3, utd=2)
+    alone, together = Learning(kind, config, [1]), Learning(kind, config, [0, 1, 2])
+    first, third = alone.after(1), alone.after(3)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], third), jax.tree.map(lambda x: x[1], together.after(3)))
+    (plain, expected), (compiled, metrics) = alone.after(1, compiled=False), first
     chex.assert_trees_all_close(metrics, expected, rtol=1e-4, atol=1e-5)
     # Of Adam's first step, which is the learning rate whatever the gradient's size, the moments tell more.
     for network in ("actor", "critic", "value", "policy", "vae"):
@@ -82,16 +74,6 @@ def test_squared_actions_of_many_rows_are_summed_rightly():
         np.testing.assert_allclose(jax.jit(function)(rows), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"td3_bc"}))
-def test_a_seed_learns_bitwise_the_same_alone_and_in_a_group(name):
-    """At real widths, where the compiler has a choice. TD3+BC, by whole commands: test_phases.py."""
-    kind = agent_of(MODULES[name])
-    config = small(MODULES[name], hidden=(256, 256), actor_hidden=(256, 256), batch_size=256)
-    phase = next(phase for phase, steps in config.phases if steps)
-    alone, together = (learnt(kind, config, phase, seeds) for seeds in ([1], [0, 1, 2]))
-    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], alone), jax.tree.map(lambda x: x[1], together))
-
-
 @contextlib.contextmanager
 def unoptimised():
     """Without XLA's expensive passes."""
@@ -102,21 +84,37 @@ def unoptimised():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def learnt(kind, config, phase, seeds):
-    """Agents and metrics after a few updates, or one environment step, of these seeds: host arrays [seeds, ...]."""
-    count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
-    programs = Programs(kind, config, count, None, 1)
-    prior, places = programs.share(kind.prepare(config, rows, task)), programs.place(np.array(seeds, np.int32))
-    of_runs = jax.tree.map(lambda x: np.full(count, x, np.float32), config)
-    example = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), rows.batch(task))
-    with unoptimised():  # what learns is to be looked at
-        agents = programs.enter(programs.create(of_runs, places, example, prior), places, phase, prior)
-    if phase == "online":
-        experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(example))
-        episode = Episode(*(np.zeros(count, dtype) for dtype in (bool, np.float32, np.int32)))
-        arguments = Learner(agents, experience), places, 1, example, episode, example.observation, prior
-        learner, _, metrics = programs.learn(*arguments)
-        agents = learner.agent
-    else:
-        agents, metrics = programs.offline(agents, places, phase, 0, 3, 1, False, prior)
-    return programs.host((agents, metrics))
+class Learning:
+    """An algorithm's agents of these seeds as their first phase begins, and the program of its updates."""
+
+    def __init__(self, kind, config, seeds):
+        count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
+        self.phase = next(phase for phase, steps in config.phases if steps)
+        self.programs = Programs(kind, config, count, None, 1)
+        self.prior = self.programs.share(kind.prepare(config, rows, task))
+        self.seeds = self.programs.place(np.array(seeds, np.int32))
+        self.of_runs = jax.tree.map(lambda x: np.full(count, x, np.float32), config)
+        self.example = jax.tree.map(lambda x: np.repeat(x[:1], count, axis=0), rows.batch(task))
+
+    def begun(self):
+        with unoptimised():  # what learns is to be looked at
+            agents = self.programs.create(self.of_runs, self.seeds, self.example, self.prior)
+            return self.programs.enter(agents, self.seeds, self.phase, self.prior)
+
+    def after(self, updates, compiled=True):
+        """The agents after so many updates on prior data, or one environment step, and metrics: [seeds, ...]."""
+        programs, agents = self.programs, self.begun()
+        with contextlib.nullcontext() if compiled else jax.disable_jit():
+            if self.phase == "online":
+                experience = programs.place(jax.vmap(lambda row: Replay.create(row, 40))(self.example))
+                episode = Episode(*(np.zeros(len(self.seeds), dtype) for dtype in (bool, np.float32, np.int32)))
+                learn = programs.learn if compiled else programs._learn
+                step = 1 if compiled else jnp.int32(1)
+                rows = self.example, episode, self.example.observation
+                learner, _, metrics = learn(Learner(agents, experience), self.seeds, step, *rows, self.prior)
+                agents = learner.agent
+            else:
+                offline = programs.offline if compiled else programs._offline
+                agents, metrics = offline(agents, self.seeds, self.phase, 0, 1, updates, False, self.prior)
+                metrics = jax.tree.map(lambda x: x[:, :updates], metrics)
+        return programs.host((agents, metrics))

@@ -1,14 +1,11 @@
 """The loop: runs side by side, the axis over devices, both phases, checkpoints, refusals of the command line."""
 
-import csv
 import importlib.machinery
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -18,8 +15,9 @@ import numpy as np
 import pytest
 from interruption import stopped_at
 from rich.console import Console
+from served import FILE, SMALL, crash, serve, table, without
 
-from algorithms.rlpd import PRESETS, RLPD, Config
+from algorithms.rlpd import RLPD, Config
 from common import command, environments, launch, recipes, tasks, training
 from common.checkpoints import Checkpoints, Saving
 from common.collection import Collector
@@ -29,29 +27,6 @@ from common.programs import Program
 from common.progress import Progress
 from common.reporting import Reporter
 from common.runs import RunDirectory, Table
-
-pytestmark = pytest.mark.optimised
-
-SMALL = (
-    "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
-    "--steps 180 --eval-every 90 --eval-episodes 3 --log-every 30"
-).split()
-FILE = Path(command.__file__).parents[1] / "algorithms" / "rlpd.py"
-
-
-def serve(*arguments: str | Path) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    status = command.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
-
-
-def table(path: Path, **only) -> list[dict[str, str]]:
-    with path.open() as file:
-        return [row for row in csv.DictReader(file) if all(row[k] == str(v) for k, v in only.items())]
-
-
-def without(rows: list[dict[str, str]], *columns: str) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in columns} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -80,37 +55,6 @@ def test_the_run_directory_is_complete(whole):
     assert [r["step"] for r in table(whole / "metrics.csv", run=1)] == ["90", "120", "150", "180"]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """Seed 1 on its own."""
-    out = tmp_path_factory.mktemp("runs") / "alone"
-    assert serve(*SMALL, "--seed", 1, "--out", out)[0] == 0
-    return out
-
-
-def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(alone, tmp_path):
-    serve(*SMALL, "--num-seeds", 3, "--devices", 1, "--out", tmp_path / "group")
-    for name in ("metrics.csv", "eval.csv"):
-        assert without(table(tmp_path / "group" / name, seed=1), "run") == without(table(alone / name), "run")
-
-
-def test_a_seed_is_the_same_on_several_devices(alone, whole):
-    """Another program, which may round differently: the first updates agree closely, before chaos sets in."""
-    one, other = table(alone / "metrics.csv")[0], table(whole / "metrics.csv", seed=1)[0]
-    for name in ("critic_loss", "actor_loss", "entropy", "q", "temperature", "episode_return"):
-        np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-4)
-
-
-def test_runs_that_do_not_divide_over_the_devices_fill_them(whole, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    crash([*SMALL, "--num-seeds", 3, "--checkpoint-every", 25, "--out", out], 150, monkeypatch)
-    assert serve("--resume", out)[0] == 0
-    for name in ("metrics.csv", "eval.csv"):
-        assert [r for r in table(out / name) if r["seed"] != "2"] == table(whole / name)
-        assert {r["seed"] for r in table(out / name)} == {"0", "1", "2"}
-    assert len(json.loads((out / "summary.json").read_text())["final"]) == 3
-
-
 def test_every_action_is_random_until_training_starts(tmp_path, monkeypatch):
     taken = []
     step = Collector.step
@@ -136,19 +80,6 @@ def test_runs_computed_at_once_agree_with_runs_one_after_another(tmp_path):
     assert len(one) == 4
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(float(a["critic_loss"]), float(b["critic_loss"]), rtol=1e-3)
-
-
-def test_a_grid_is_its_points(whole, tmp_path):
-    serve(*SMALL, "--grid.discount", 0.9, 0.99, "--grid.learning-rate", 1e-3, 3e-4, "--out", tmp_path / "grid")
-    rows = table(tmp_path / "grid" / "metrics.csv")
-    points = ["learning_rate=0.001, discount=0.9", "learning_rate=0.001, discount=0.99",
-              "learning_rate=0.0003, discount=0.9", "learning_rate=0.0003, discount=0.99"]  # fmt: skip
-    assert [r["point"] for r in rows[:4]] == points
-    assert {r["seed"] for r in rows} == {"0"}
-    # The point with the default values is the run without a grid, on as many devices.
-    default = [r for r in rows if r["run"] == "3"]
-    assert without(default, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
-    assert len({r["q"] for r in rows if r["step"] == "180"}) == 4
 
 
 def test_every_program_compiles_once(tmp_path, monkeypatch):
@@ -288,12 +219,6 @@ def test_evaluation_does_not_touch_training(whole, tmp_path):
     serve(*SMALL, "--num-seeds", 2, "--eval-every", 60, "--eval-episodes", 5, "--out", tmp_path / "run")
     assert [r["step"] for r in table(tmp_path / "run" / "eval.csv", run=0)] == ["60", "120", "180"]
     assert table(tmp_path / "run" / "metrics.csv") == table(whole / "metrics.csv")
-
-
-def crash(arguments: list, at: int, monkeypatch) -> None:
-    """Run until just after the checkpoint of step `at`."""
-    with stopped_at(at, monkeypatch):
-        serve(*arguments)
 
 
 @pytest.mark.parametrize("at", [50, 150])
@@ -539,25 +464,6 @@ def test_a_finished_run_is_left_alone(whole):
     assert status == 0
     assert "finished already" in said
     assert (whole / "summary.json").read_bytes() == before
-
-
-def test_sigterm_writes_a_checkpoint_and_a_resume_gives_the_same_numbers(whole, tmp_path):
-    out = tmp_path / "run"
-    command = [sys.executable, FILE, *SMALL, "--num-seeds", "2", "--devices", "2", "--out", out]
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True)
-    while not (out / "metrics.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
-    if process.returncode == 0:
-        pytest.skip("the run had finished before the signal arrived")
-    assert process.returncode == 143
-    assert "--resume" in said
-    assert list((out / "checkpoints").iterdir())
-    assert serve("--resume", out)[0] == 0
-    for name in ("metrics.csv", "eval.csv"):
-        assert table(out / name) == table(whole / name)
 
 
 # ---------------------------------------------------------------- refusals

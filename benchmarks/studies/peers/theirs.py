@@ -124,9 +124,9 @@ def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
     fields = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
     fields |= {"done": "terminals", "next_action": "actions"}
     data = module.Transition(**{field: rows[fields[field]] for field in module.Transition._fields})
-    args = module.Args(**({"num_critics": 2} if name == "cql" else {}), batch_size=256)
+    args = module.Args(batch_size=256)
     observation, action = data.obs[0], data.action[0]
-    statistics = () if name in ("edac", "cql") else (data.obs.mean(axis=0), data.obs.std(axis=0))
+    statistics = () if name == "edac" else (data.obs.mean(axis=0), data.obs.std(axis=0))
     of_actor, of_critic = (
         ((args.actor_ln, args.norm_obs), (args.critic_ln, args.norm_obs)) if name == "rebrac" else ((), ())
     )
@@ -140,7 +140,7 @@ def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
 
     if name == "bc":
         networks, states = [actor], {"actor": state_of(actor, observation)}
-    elif name in ("edac", "cql"):
+    elif name == "edac":
         critic, alpha = module.VectorQ(args.num_critics), module.EntropyCoef()
         networks = [actor, critic, alpha]
         states = {"actor": state_of(actor, observation), "alpha": state_of(alpha)}
