@@ -32,14 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
 import algorithms
 from benchmarks.report import markdown
 from benchmarks.reporting.results import file, publish, rows_of, write
-from common import commandline, environments, tasks
+from common import commandline, counts, environments, tasks
 from common.errors import Refused, exiting
 
 EVALUATIONS, EPISODES, HORIZON = 20, 10, 1000
@@ -252,4 +251,4 @@ hours, {more} do, after {sooner}.
 
 
 if __name__ == "__main__":
-    exiting("scaling", lambda: main(tyro.cli(Scaling, description=__doc__)))
+    exiting("scaling", lambda: main(counts.cli(Scaling, description=__doc__)))

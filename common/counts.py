@@ -47,6 +47,8 @@ def _whole(information: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | No
 
 
 def cli(command: Any, **keywords: Any) -> Any:
-    """`tyro.cli`, with counts as people write them."""
+    """`tyro.cli`, with counts as people write them; a dictionary of functions is one of subcommands."""
     with _REGISTRY:
+        if isinstance(command, dict):
+            return tyro.extras.subcommand_cli_from_dict(command, **keywords)
         return tyro.cli(command, **keywords)

@@ -32,6 +32,11 @@ def available_memory() -> int | None:
     return max(0, min(left)) if left else None
 
 
+def in_words(count: int) -> str:
+    """So many bytes, for a person: 11.4 GB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
 def _left_by_limits() -> list[int]:
     """Bytes left of the limits on address space and on data (`ulimit -v`, `ulimit -d`), where these are set."""
     used = _bytes(_PROCESS / "status")

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.commandline import Request
 from common.errors import Refused
-from common.machine import available_memory
+from common.machine import available_memory, in_words
 
 PROGRAMS = 2**28
 """Bytes, roughly: the programs, networks and simulations of a command. Arrays of fewer bytes are not what fails."""
@@ -33,11 +33,11 @@ def check_memory(request: Request, devices: int, observation_size: int, action_s
     if fits and not (on_host and _lacks_addresses(buffers, known)):
         return
     each = f"{runs} run{'s' * (runs > 1)} x {steps:,} steps x {row:,} bytes"
-    parts = [f"replay buffers of {_gigabytes(buffers)} ({each})"] if buffers else []
-    parts += [f"prior data of {_gigabytes(known)}"] if known else []
-    short = f"where {_gigabytes(free)} are free" if free is not None else "which the system does not give"
+    parts = [f"replay buffers of {in_words(buffers)} ({each})"] if buffers else []
+    parts += [f"prior data of {in_words(known)}"] if known else []
+    short = f"where {in_words(free)} are free" if free is not None else "which the system does not give"
     raise Refused(
-        f"too little memory: {' and '.join(parts)}, beside about {_gigabytes(PROGRAMS)} for programs, {short}; take "
+        f"too little memory: {' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs, {short}; take "
         f"{'fewer online steps, ' * bool(buffers)}fewer runs at once, or a smaller --devices"
     )
 
@@ -57,7 +57,3 @@ def _lacks_addresses(buffers: int, known: int) -> bool:
     except MemoryError:
         return True
     return False
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

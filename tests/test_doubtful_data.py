@@ -342,7 +342,7 @@ def test_too_little_memory_is_told_in_numbers_before_anything_is_read(tmp_path, 
     np.savez(tmp_path / "data.npz", **walk())
     for source in (f"npz:{tmp_path / 'data.npz'}", h5(tmp_path, walk())):
         told = refusal(source)
-        assert "needs about 0.00 GB of memory to be read, and 0.00 GB are left: raise the limit" in told
+        assert "needs about 0.0 MB of memory to be read, and 0.0 MB are left: raise the limit" in told
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert len(datasets.load(PENDULUM, f"npz:{tmp_path / 'data.npz'}")) == 57
 

@@ -519,7 +519,7 @@ SMALL = "--offline-ratio 0 --hidden 8 --ensemble 2 --utd 1 --batch-size 8 --star
     [
         (odd(step=lambda self, action: (np.zeros(2), 0.0, False, {})), (), "step must return"),
         (OnlyOne, (), "can exist only once"),
-        (Odd, ("--steps", 2**31 - 1, "--num-seeds", 500), "too little memory: replay buffers of 30064.8 GB"),
+        (Odd, ("--steps", 2**31 - 1, "--num-seeds", 500), "too little memory: replay buffers of 30,064.8 GB"),
     ],
 )
 def test_nothing_is_written_for_what_cannot_be_played(register, tmp_path, kind, more, words):

@@ -19,7 +19,7 @@ import tyro
 from minari.storage.datasets_root_dir import get_dataset_path
 from rich.console import Console
 
-from common import datasets, recipes, tasks
+from common import counts, datasets, recipes, tasks
 from common.datasets import cards, pixels
 from common.datasets.downloads import is_here
 from common.errors import Refused, exiting
@@ -135,8 +135,7 @@ def main() -> None:
     """Serve one command."""
     commands = {"list": list_tasks, "info": info, "download": download, "make": make, "check": check}
     program = "python -m common.datasets"
-    cli = tyro.extras.subcommand_cli_from_dict
-    exiting("common.datasets", lambda: cli(commands, prog=program, description=__doc__))
+    exiting("common.datasets", lambda: counts.cli(commands, prog=program, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from common.errors import Refused
-from common.machine import available_memory
+from common.machine import available_memory, in_words
 
 _COPIES = 2.4
 """Bytes at the peak of reading to bytes of the transitions that are kept, as measured."""
@@ -23,8 +23,7 @@ def check(source: str, needed: int) -> None:
     left = available_memory()
     if left is not None and needed > left:
         raise Refused(
-            f"{source} needs about {_gigabytes(needed)} of memory to be read, and {_gigabytes(left)} are left: "
-            + _REMEDY
+            f"{source} needs about {in_words(needed)} of memory to be read, and {in_words(left)} are left: " + _REMEDY
         )
 
 
@@ -35,9 +34,5 @@ def told(source: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        there = "" if left is None else f" ({_gigabytes(left)} were left)"
+        there = "" if left is None else f" ({in_words(left)} were left)"
         raise Refused(f"{source}: there is too little memory to read it{there}: {_REMEDY}") from error
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
