@@ -28,6 +28,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ANSWER = "stopping; again to stop without a checkpoint"
 PATIENCE = 1.0
 """Seconds that the main thread has to come out of one long call, where nothing is lost."""
+LAST_WORDS = 1.0
+"""Seconds for them, since nobody may take what is written."""
 CLEARING = 5.0
 """Seconds that it has then to clear up."""
 
@@ -251,7 +253,7 @@ def end(status: int, announce: Callable[[str], None] = print, text: str = "") ->
 
     words = threading.Thread(target=last_words, daemon=True)
     words.start()
-    words.join(0.3)
+    words.join(LAST_WORDS)
     os._exit(status)
 
 

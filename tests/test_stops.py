@@ -33,6 +33,16 @@ FLAGS = (
 ).split()
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Also where the tests were told to survive their terminal (nohup), or run behind a shell."""
+    usual = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     """With prior data of a pendulum that falls."""
