@@ -28,10 +28,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ANSWER = "stopping; again to stop without a checkpoint"
 PATIENCE = 1.0
 """Seconds that the main thread has to come out of one long call, where nothing is lost."""
-LAST_WORDS = 1.0
-"""Seconds for them, since nobody may take what is written."""
 CLEARING = 5.0
 """Seconds that it has then to clear up."""
+LAST_WORDS = 1.0
+"""Seconds to write the last line, for nobody may take what is written."""
 
 T = TypeVar("T")
 

@@ -366,18 +366,19 @@ def test_a_process_that_helps_leaves_signals_to_its_parent(number):
 OWN = """
 import sys, time
 from common import stops
+def ready(): print("here", flush=True)
 with stops.commanding(lambda text: print(text, flush=True)) as watch:
     stops.remedy("continue with --resume folder")
-    print("here", flush=True)
     {work}
 sys.exit(0)
 """
 WORK = {
-    "between two steps": "time.sleep(60)",
-    "in one long call": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",  # no handler runs meanwhile
-    "compiling": "\n    with stops.noting(print):\n        watch.aside(lambda: time.sleep(60))",
+    "between two steps": "ready(); time.sleep(60)",
+    # No handler runs meanwhile.
+    "in one long call": "import hashlib; ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+    "compiling": "\n    with stops.noting(print):\n        watch.aside(lambda: (ready(), time.sleep(60)))",
     "where it is noted": (
-        "\n    with stops.noting(print):\n        while not watch.received: time.sleep(0.01)\n"
+        "\n    with stops.noting(print):\n        ready()\n        while not watch.received: time.sleep(0.01)\n"
         "        print('saved', flush=True)\n    sys.exit(128 + watch.received)"
     ),
 }
@@ -409,7 +410,7 @@ def test_the_answer_comes_at_once_and_the_end_soon(stage, number):
 
 
 def test_the_second_signal_ends_at_once():
-    process = own("\n    with stops.noting(print):\n        time.sleep(60)")
+    process = own("\n    with stops.noting(print):\n        ready(); time.sleep(60)")
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline().strip() == stops.ANSWER
     process.send_signal(signal.SIGINT)
