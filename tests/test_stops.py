@@ -378,8 +378,8 @@ WORK = {
     "in one long call": "import hashlib; ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
     "compiling": "\n    with stops.noting(print):\n        watch.aside(lambda: (ready(), time.sleep(60)))",
     "where it is noted": (
-        "\n    with stops.noting(print):\n        ready()\n        while not watch.heard.wait(0.01): pass\n        watch.answering.join()\n"
-        "        print('saved', flush=True)\n    sys.exit(128 + watch.received)"
+        "\n    with stops.noting(print):\n        ready()\n        while not watch.heard.wait(0.01): pass\n"
+        "        watch.answering.join()\n        print('saved', flush=True)\n    sys.exit(128 + watch.received)"
     ),
 }
 
