@@ -21,7 +21,7 @@ from common.datasets import Dataset, cards
 from common.errors import EnvironmentFailed, Refused
 from common.memory import check_memory
 from common.programs import count_devices, programs_of
-from common.rehearsal import plays_several, rehearse
+from common.rehearsal import check_single, plays_several, rehearse, sharing
 from common.runs import RunDirectory, commit, device, digests, versions
 from common.tasks import Task
 from common.terminal import making
@@ -45,7 +45,13 @@ def run(
     task = tasks.find(request.run.env)
     check(request, task)
     devices = count_devices(request.number_of_runs, request.run.devices)
-    sizes = rehearse(task, request.config.discrete_actions, plays_several(request))
+    *sizes, alone = rehearse(task, request.config.discrete_actions, plays_several(request))
+    if alone is not None:
+        request = sharing(request, alone)
+        console.print(
+            f"{task.name} can exist only once at a time: collection and evaluation share it (--single-environment)",
+            soft_wrap=True,
+        )
     check_memory(request, devices, *sizes)
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
@@ -90,11 +96,8 @@ def check(request: Request, task: Task) -> None:
         )
     Trackers.check(request.run)
     count_devices(request.number_of_runs, request.run.devices)
-    if request.run.single_environment and request.number_of_runs > 1:
-        raise Refused(
-            f"--single-environment: {request.number_of_runs} runs cannot share one environment; start them one after "
-            "another, each without --num-seeds and --grid"
-        )
+    if why := check_single(request):
+        raise Refused(f"--single-environment: {why}")
     if request.run.dataset is not None and not request.config.uses_prior_data:
         raise Refused(
             f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "

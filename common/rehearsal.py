@@ -7,7 +7,9 @@ an episode depends on its seed and its actions alone, so that no number changes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,12 +28,23 @@ def plays_several(request: Request) -> bool:
     return collects or request.number_of_runs * request.run.eval_episodes > 1
 
 
-def rehearse(task: Task, discrete: bool, several: bool) -> tuple[int, int]:
+class Rehearsed(NamedTuple):
+    """What is known of an environment."""
+
+    observation_size: int
+    """Numbers per observation, in the first of the environment's forms."""
+    action_size: int
+    """Numbers per action."""
+    alone: str | None
+    """Why there can be only one at a time; None if there can be more, or one is enough."""
+
+
+def rehearse(task: Task, discrete: bool, several: bool) -> Rehearsed:
     """Make the task's environment, play its beginning, and make another beside it where there will be `several`.
 
-    `discrete` tells the actions of the algorithm. Returns the numbers per observation and per action, in the first of
-    the environment's forms. Raises Refused.
+    `discrete` tells the actions of the algorithm. Raises Refused.
     """
+    alone = None
     with contextlib.closing(environments.make(task)) as environment:
         check_actions(environment, discrete)
         if task.family == "gym":
@@ -41,8 +54,27 @@ def rehearse(task: Task, discrete: bool, several: bool) -> tuple[int, int]:
             except EnvironmentFailed as error:
                 raise Refused(f"{error}{_remedy(environment)}") from error
             if several:
-                _make_another(task)
-        return environment.observation_size, environment.action_size
+                alone = _why_not_another(task)
+        return Rehearsed(environment.observation_size, environment.action_size, alone)
+
+
+def sharing(request: Request, why: str) -> Request:
+    """The request, to be served by the only environment that there can be. Raises Refused where that will not do."""
+    shared = dataclasses.replace(request, run=dataclasses.replace(request.run, single_environment=True))
+    problem = check_single(shared) or shared.run.problem()
+    if problem:
+        raise Refused(f"{request.run.env} can exist only once at a time ({why}): {problem}")
+    return shared
+
+
+def check_single(request: Request) -> str | None:
+    """Why one environment is not enough for a request that has no other, or None."""
+    if not request.run.single_environment or request.number_of_runs == 1:
+        return None
+    return (
+        f"{request.number_of_runs} runs cannot share one environment; start them one after another, each without "
+        "--num-seeds and --grid"
+    )
 
 
 def check_actions(environment: Environment, discrete: bool) -> None:
@@ -55,15 +87,13 @@ def check_actions(environment: Environment, discrete: bool) -> None:
         )
 
 
-def _make_another(task: Task) -> None:
+def _why_not_another(task: Task) -> str | None:
     try:
         with contextlib.closing(environments.make(task)) as other:
             other.reset(0)
     except (Refused, EnvironmentFailed) as error:
-        raise Refused(
-            f"{task.name} can exist only once at a time, and several are needed, to collect and for each episode that "
-            f"is evaluated at once: {error}; --single-environment plays one run in one"
-        ) from error
+        return str(error)
+    return None
 
 
 def _remedy(environment: Environment) -> str:

@@ -1,6 +1,7 @@
 """`--single-environment`: collection and evaluation in one instance, as of a robot."""
 
 import io
+import json
 import os
 import signal
 from typing import ClassVar
@@ -108,11 +109,12 @@ def follow(transitions) -> None:
         assert Once.events[int(transition.next_observation[0, 0])][0] == "step"
 
 
-def test_without_it_the_refusal_names_it(data, tmp_path):
+def test_it_is_not_needed_where_there_can_be_no_other(data, tmp_path):
     flags = [flag for flag in FLAGS if flag != "--single-environment"]
-    with pytest.raises(Refused, match=r"can exist only once.*the robot is taken.*--single-environment plays one run"):
-        serve(*flags, "--dataset", data, "--out", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    status, said = serve(*flags, "--dataset", data, "--out", tmp_path / "run")
+    assert status == 0
+    assert "can exist only once at a time: collection and evaluation share it (--single-environment)" in said
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["single_environment"]
 
 
 def test_collection_and_evaluation_share_one_instance(data, tmp_path, watched):
