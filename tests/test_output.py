@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common import output
+from common import foreign, output
 from common.errors import EnvironmentFailed, Refused, exiting
 from common.output import Tolerant
 
@@ -171,3 +171,16 @@ def test_any_library_to_draw_with_will_do(value):
         [sys.executable, "-c", script], env=ENVIRONMENT | {"MUJOCO_GL": value}, capture_output=True, text=True
     )
     assert done.stdout == "(11,)\n", done.stderr
+
+
+@pytest.mark.parametrize(("session", "variant"), [("", "x11"), ("wayland", "wayland")])
+def test_the_library_that_draws_in_windows_starts_no_processes_to_find_itself(monkeypatch, session, variant):
+    monkeypatch.delenv("PYGLFW_LIBRARY", raising=False)
+    monkeypatch.delenv("PYGLFW_LIBRARY_VARIANT", raising=False)
+    monkeypatch.setenv("XDG_SESSION_TYPE", session)
+    foreign.spare_search()
+    library = Path(os.environ["PYGLFW_LIBRARY"])
+    assert (library.parent.name, library.is_file()) == (variant, True)
+    monkeypatch.setenv("PYGLFW_LIBRARY", "mine.so")
+    foreign.spare_search()
+    assert os.environ["PYGLFW_LIBRARY"] == "mine.so"
