@@ -47,6 +47,7 @@ class Exported:
         """Of a file, or of what `read` would return, where `path` names it. Raises Unusable."""
         self.path = str(path)
         self.about, self.arrays = content or read(path)
+        """What the file says, JSON's types, and its weights."""
         if not all(np.isfinite(array).all() for array in self.arrays.values()):
             raise Unusable(f"{path}: has weights that are not finite: the run has diverged")
         try:
@@ -54,13 +55,14 @@ class Exported:
             seen, acted = self.about["observation"], self.about["action"]
             self.observation_size, self.action_size = int(seen["size"]), int(acted["size"])
             self._keys, self._sizes, self._origin = seen["keys"], seen["sizes"], seen["origin"]
-            self._first = acted["first"]
-            if self._first is None:
-                self._low, self._high = (np.array(acted[name], acted["dtype"]) for name in ("low", "high"))
+            self.first = acted["first"]
+            """The number of the first discrete action; None where actions are vectors, which have bounds, [a]."""
+            if self.first is None:
+                self.low, self.high = (np.array(acted[name], acted["dtype"]) for name in ("low", "high"))
                 # As environments.py has it: bounds that coincide hold the dimension.
-                half_range = np.where(self._low == self._high, 1, self._high / 2 - self._low / 2)
-                self._centre, self._half_range = self._high / 2 + self._low / 2, half_range
-                self._is_rescaled = bool(np.any(self._low != -1) or np.any(self._high != 1))
+                half_range = np.where(self.low == self.high, 1, self.high / 2 - self.low / 2)
+                self.centre, self.half_range = self.high / 2 + self.low / 2, half_range
+                self.is_rescaled = bool(np.any(self.low != -1) or np.any(self.high != 1))
             tried = act(self.architecture, self.arrays, np.zeros((1, self.observation_size), np.float32))
             if tried.shape != (1, self.action_size):
                 raise ValueError("its layers do not fit its actions")
@@ -103,11 +105,11 @@ class Exported:
 
     def own_units(self, action: np.ndarray) -> np.ndarray:
         """Actions [n, a] of `act` in the environment's own units; of discrete ones their numbers, int [n]."""
-        if self._first is not None:
-            return self._first + action.argmax(axis=-1)
-        if not self._is_rescaled:
+        if self.first is not None:
+            return self.first + action.argmax(axis=-1)
+        if not self.is_rescaled:
             return action
-        return (self._centre + self._half_range * action).clip(self._low, self._high)
+        return (self.centre + self.half_range * action).clip(self.low, self.high)
 
     def _act(self, rows: np.ndarray, seed: int | None) -> np.ndarray:
         return act(self.architecture, self.arrays, rows, seed)

@@ -125,9 +125,9 @@ def described(policy: Exported) -> str:
     return f"{where}, {origin['phase']} step {origin['step']}{scored}"
 
 
-def config_of(path: Path) -> dict[str, Any] | None:
-    """What config.json says of the run directory that a path is, or lies in; None where there is none."""
-    for folder in (path, *path.absolute().parents[:2]):
+def command_of(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The run directory that a path is or lies in, and its config.json; None where it lies in none."""
+    for folder in (path.absolute(), *path.absolute().parents[:2]):
         with contextlib.suppress(OSError, ValueError):
-            return json.loads((folder / "config.json").read_text())
-    return None
+            return folder, json.loads((folder / "config.json").read_text())
+    return path.absolute().parent, None
