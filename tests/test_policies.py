@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exporting import ACTION, CASES, agent_for, content_of, draws, exported_of, faces, name_of, observations
+from exporting import ACTION, agent_for, content_of, draws, exported_of, faces, name_of, observations
 
+from benchmarks.reporting import results
+from benchmarks.studies import policies as study
+from benchmarks.studies.policies import CASES
 from common import environments, export, exported, policies, policyfiles, tasks
 from common.errors import Refused
 from common.exported import Draws, Exported, Unusable
@@ -85,6 +88,21 @@ def test_a_graph_gives_actions_in_the_environments_units():
     rows = observations(60)
     np.testing.assert_allclose(session.run(None, {"observation": rows})[0], policy(rows), atol=1e-5)
     assert np.ptp(policy(rows), axis=0)[2] == 0
+
+
+def test_the_study_tells_differences_from_other_choices(tmp_path, monkeypatch, capsys):
+    expected = np.zeros((4, 2))
+    found = np.array([[0, 1e-6], [0, 0], [-2e-6, 0], [0.5, 0]])
+    assert study.difference(found, expected, chooses=True) == (2e-6, 1)
+    assert study.difference(found, expected, chooses=False) == (0.5, 0)
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx` and onnxruntime")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(study, "CASES", [("discrete_bcq", {}), ("bear", {})])
+    study.main(study.Study(observations=50, width=16))
+    rows = (tmp_path / "policies.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["discrete_bcq.py", "bear.py"]
+    assert rows[1].split(",")[4] == "0.0e+00"
+    assert rows[2].endswith(",draws,")
 
 
 # ---------------------------------------------------------------- the numbers that are drawn
