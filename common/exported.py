@@ -13,6 +13,8 @@ from the policy: the same for the same seed and observation. Policies that know 
 Whatever is wrong with a file or an observation is an Unusable, in one line. `policy.about` says what the file is of:
 its environment's observations and actions, and the run, its seed, step and score.
 
+Set OPENBLAS_NUM_THREADS=1 where it acts: products are so small that NumPy's threads would wait for one another.
+
 Nothing here is imported from the project. Random numbers are those of JAX: Threefry (Salmon et al., 2011), and Giles'
 inverse of the error function (2010). NumPy may also be jax.numpy, which is how policies.py uses this file.
 """

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import gymnasium
@@ -128,7 +129,7 @@ def test_played_are_the_episodes_of_the_last_evaluation(run, number):
     assert not np.array_equal(outcome.returns, play.play(run, run=number, episodes=3, seed=1).returns)
 
 
-def test_old_runs_are_read_from_their_newest_checkpoint(run, tmp_path):
+def test_old_runs_are_read_from_their_newest_checkpoint(run, tmp_path, monkeypatch):
     old = tmp_path / "old"
     shutil.copytree(run, old)
     shutil.rmtree(old / "policies")
@@ -139,6 +140,8 @@ def test_old_runs_are_read_from_their_newest_checkpoint(run, tmp_path):
     assert before.about["provenance"]["step"] == 10
     assert before.about["provenance"]["config"]["learning_rate"] == 0.01
     assert not np.array_equal(before.arrays["mean.0.0"], policies.load(run, 3).arrays["mean.0.0"])
+    # Also where there are policies of a later step.
+    assert policies.load(run / "checkpoints" / "10", 3).about["provenance"]["step"] == 10
     assert play.play(old / "checkpoints" / "10", episodes=1).lengths.tolist() == [12]
     with pytest.raises(Refused, match="no 15 among its checkpoints; there are 10, 20"):
         policies.load(old / "checkpoints" / "15")
@@ -153,6 +156,10 @@ def test_old_runs_are_read_from_their_newest_checkpoint(run, tmp_path):
         with pytest.raises(Refused, match=said):
             policies.load(old)
     (old / "config.json").write_text(json.dumps(saved))
+    with monkeypatch.context() as patch:
+        patch.setattr(zlib, "crc32", lambda content: 1)
+        with pytest.raises(Refused, match=r"checkpoint 20 cannot be read \(checksum of agent\."):
+            policies.load(old)
     for path in (old / "checkpoints" / "20").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -219,6 +219,9 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path):
     assert refused > 300
     with pytest.raises(Refused, match="not a policy file, or damaged"):
         policies.load(tmp_path / "0.npz")
+    for path in (tmp_path / "nowhere.npz", tmp_path):
+        with pytest.raises(Unusable, match="not a policy file, or damaged"):
+            Exported(path)
 
 
 @pytest.mark.parametrize(

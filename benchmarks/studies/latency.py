@@ -1,15 +1,16 @@
-"""How long a policy takes to act: `python -m benchmarks.studies.latency`.
+"""How long a policy takes to act: `OPENBLAS_NUM_THREADS=1 python -m benchmarks.studies.latency`.
 
 One observation of 29 numbers at a time, as on a robot, in microseconds: the median and the 99th percentile of many
-calls of `policies.load`'s policy (JAX), of exported.py (NumPy) and of the graph (onnxruntime, one thread). Policies: a
-Gaussian of three layers of 256, without and with LayerNorm, and BCQ's choice among a hundred actions, with two layers
-of 256. Where the machine is shared, the 99th percentile tells of its other users. Rows go to
-benchmarks/results/latency.{csv,json}.
+calls of `policies.load`'s policy (JAX), of exported.py (NumPy) and of the graph (onnxruntime), the last two with one
+thread, since several wait for one another. Policies: a Gaussian of three layers of 256, without and with LayerNorm, and
+BCQ's choice among a hundred actions, with two layers of 256. Where the machine is shared, the 99th percentile tells of
+its other users. Rows go to benchmarks/results/latency.{csv,json}.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,10 @@ def ways(name: str) -> dict[str, Callable[[np.ndarray], Any]]:
 
 
 def main(asked: Latency) -> None:
-    """Measure, print, write."""
+    """Measure, print, write. Raises Refused where NumPy would start threads."""
+    threads = {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS")}
+    if threads != {"OPENBLAS_NUM_THREADS": "1"}:
+        raise Refused("NumPy would start threads, which wait for one another: set OPENBLAS_NUM_THREADS=1")
     rows = [
         {"policy": name, "way": way, **microseconds(call, asked), "calls": asked.calls}
         for name in POLICIES
@@ -83,7 +87,7 @@ def main(asked: Latency) -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-    publish("latency", rows, "benchmarks.studies.latency")
+    publish("latency", rows, "benchmarks.studies.latency", environment=threads)
 
 
 if __name__ == "__main__":

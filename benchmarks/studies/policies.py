@@ -38,7 +38,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("discrete_bcq", {"threshold": 0.0}),
     ("edac", {"layer_norm": True}),
     ("fisher_brc", {"phase": "cloning"}),
-    ("rlpd", {"layer_norm": False}),
     ("td3_bc", {"layer_norm": True}),
 ]
 """File, and values of its Config or the phase: every kind of policy that there is."""
