@@ -2,9 +2,9 @@
 
 One observation of 29 numbers at a time, as on a robot, in microseconds: the median and the 99th percentile of many
 calls of `policies.load`'s policy (JAX), of exported.py (NumPy) and of the graph (onnxruntime), the last two with one
-thread, since several wait for one another. Policies: a Gaussian of three layers of 256, without and with LayerNorm, and
-BCQ's choice among a hundred actions, with two layers of 256. Where the machine is shared, the 99th percentile tells of
-its other users. Rows go to benchmarks/results/latency.{csv,json}.
+thread, since several wait for one another. Both are medians over rounds, of which other programs disturb some.
+Policies: a Gaussian of three layers of 256, without and with LayerNorm, and BCQ's choice among a hundred actions, with
+two layers of 256. Rows go to benchmarks/results/latency.{csv,json}.
 """
 
 from __future__ import annotations
@@ -39,22 +39,25 @@ POLICIES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
 class Latency:
     """How often is measured."""
 
-    calls: int = 5000
+    rounds: int = 20
     """Of each policy in each way."""
-    before: int = 200
-    """Calls that are not counted."""
+    calls: int = 500
+    """In a round."""
 
 
 def microseconds(call: Callable[[np.ndarray], Any], asked: Latency) -> dict[str, float]:
-    """Median and 99th percentile of a call with one observation [o]."""
-    rows = np.random.default_rng(0).normal(size=(asked.before + asked.calls, SIZES[0])).astype(np.float32)
-    taken = []
-    for row in rows:
-        start = time.perf_counter_ns()
-        call(row)
-        taken.append(time.perf_counter_ns() - start)
-    median, late = np.quantile(taken[asked.before :], (0.5, 0.99)) / 1000
-    return {"median": round(float(median), 1), "p99": round(float(late), 1)}
+    """Median and 99th percentile of a call with one observation [o], each the median of the rounds'."""
+    rows = np.random.default_rng(0).normal(size=(asked.calls, SIZES[0])).astype(np.float32)
+    rounds = []
+    for _ in range(1 + asked.rounds):  # the first is not counted
+        taken = []
+        for row in rows:
+            start = time.perf_counter_ns()
+            call(row)
+            taken.append(time.perf_counter_ns() - start)
+        rounds.append(np.quantile(taken, (0.5, 0.99)) / 1000)
+    median, late = np.median(rounds[1:], axis=0).tolist()
+    return {"median": round(median, 1), "p99": round(late, 1)}
 
 
 def ways(name: str) -> dict[str, Callable[[np.ndarray], Any]]:
@@ -79,7 +82,7 @@ def main(asked: Latency) -> None:
     if threads != {"OPENBLAS_NUM_THREADS": "1"}:
         raise Refused("NumPy would start threads, which wait for one another: set OPENBLAS_NUM_THREADS=1")
     rows = [
-        {"policy": name, "way": way, **microseconds(call, asked), "calls": asked.calls}
+        {"policy": name, "way": way, **microseconds(call, asked), "calls": asked.rounds * asked.calls}
         for name in POLICIES
         for way, call in ways(name).items()
     ]
