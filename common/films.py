@@ -16,32 +16,44 @@ from common.errors import Refused, one_line
 
 BACKENDS = "egl", "osmesa"
 """What MuJoCo draws with where there is no display, the faster first."""
+NONE = "", "disable", "disabled", "off", "false", "0"
+"""Values of MUJOCO_GL that ask for nothing; "disabled" is also what foreign.py leaves there."""
+DISPLAYS = "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"
+"""Variables that tell of a display, or of what stands in for it."""
 FRAMES_PER_SECOND = 30
 """Where an environment does not tell."""
+_working: set[str] = set()
+"""Of what was tried in this process."""
 _TRY = "import mujoco; mujoco.GLContext(64, 64).make_current()"
 
 
 def choose_backend() -> None:
-    """Have MuJoCo draw with what works here, by MUJOCO_GL, unless that is set. Raises Refused if nothing does.
+    """Have MuJoCo draw with what works here, by MUJOCO_GL. Raises Refused if nothing does, or not what that asks for.
 
     To be called before MuJoCo is imported, some environments choose then. Each is tried in a process of its own: one
     that has failed is in the way of the next.
     """
-    if os.environ.get("MUJOCO_GL", "disabled") != "disabled":
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    if asked in _working:
         return
-    told = []
-    for name in BACKENDS:
-        tried = subprocess.run(
-            [sys.executable, "-c", _TRY], env=os.environ | {"MUJOCO_GL": name}, capture_output=True, text=True
-        )
+    told, others = [], {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    for name in BACKENDS if asked in NONE else (asked,):
+        command = [sys.executable, "-c", _TRY]
+        tried = subprocess.run(command, env=others | {"MUJOCO_GL": name}, capture_output=True, text=True)
         if tried.returncode == 0:
             os.environ["MUJOCO_GL"] = name
+            _working.add(name)
             return
         told.append(f"{name}: {' '.join((tried.stderr.strip().splitlines() or ['no reason given'])[-1].split())[:120]}")
-    raise Refused(
-        f"--video: MuJoCo can draw with neither here ({'; '.join(told)}); install libegl1 (or a GPU's driver), or "
-        "libosmesa6"
-    )
+    remedy = "install libegl1 (or a GPU's driver) or libosmesa6"
+    remedy = remedy if asked in NONE else f"unset MUJOCO_GL, or {remedy}"
+    raise Refused(f"--video: MuJoCo cannot draw here ({'; '.join(told)}); {remedy}")
+
+
+def check_display() -> None:
+    """Raise Refused where there is no display to show anything on: what draws would end the process."""
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in DISPLAYS):
+        raise Refused("--render: there is no display here (DISPLAY is not set); --video FILE.mp4 needs none")
 
 
 class Film:

@@ -73,6 +73,8 @@ def play(
         raise Refused(f"--seed must lie in 0 ... 2^31 - 1, not {seed}")
     if render and film is not None:
         raise Refused("--render beside --video: an environment draws for one of them; leave one out")
+    if render:
+        films.check_display()
     if film is not None:
         films.check(film)
         films.choose_backend()

@@ -250,7 +250,7 @@ def test_what_cannot_be_played_is_refused(run, values, said, tmp_path, monkeypat
 
 def test_a_film_shows_every_step(run, tmp_path, monkeypatch, said):
     av = pytest.importorskip("av", reason="needs the extra `video`")
-    monkeypatch.setenv("MUJOCO_GL", "egl")  # or it would be tried what works
+    monkeypatch.setattr(films, "choose_backend", lambda: None)
     play.command(play.Play(run, episodes=2, video=tmp_path / "film.mp4"))
     with av.open(tmp_path / "film.mp4") as file:
         pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
@@ -285,16 +285,27 @@ def test_what_draws_without_a_display_is_found_or_named(monkeypatch):
 
         return run
 
+    monkeypatch.setattr(films, "_working", set())
     monkeypatch.setattr(subprocess, "run", runs(["osmesa"]))
     monkeypatch.setenv("MUJOCO_GL", "disabled")  # as foreign.py leaves it
     films.choose_backend()
     assert tried == ["egl", "osmesa"]
-    films.choose_backend()  # what is set is not asked about
+    films.choose_backend()  # what works is not tried again
     assert tried == ["egl", "osmesa"]
+    monkeypatch.setenv("MUJOCO_GL", "EGL")
+    with pytest.raises(Refused, match=r"cannot draw here \(egl: E: no library\); unset MUJOCO_GL, or install"):
+        films.choose_backend()
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(subprocess, "run", runs([]))
-    with pytest.raises(Refused, match=r"with neither here \(egl: E: no library; osmesa: E: no library\); install"):
+    with pytest.raises(Refused, match=r"cannot draw here \(egl: E: no library; osmesa: E: no library\); install"):
         films.choose_backend()
+
+
+def test_nothing_is_shown_where_there_is_no_display(run, monkeypatch):
+    for name in films.DISPLAYS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Refused, match=r"--render: there is no display here .*; --video FILE\.mp4 needs none"):
+        play.play(run, render=True)
 
 
 def test_a_policy_is_exported_by_the_command(run, tmp_path, capsys):
