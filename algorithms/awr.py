@@ -52,11 +52,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import command, presets, replay, tasks
+from common import command, portable, presets, replay, tasks
 from common.agent import MISSING, Agent, Hyperparameters, Metrics, traced
 from common.datasets import Dataset
 from common.distributions import Normal
 from common.networks import MLP, Dense, MomentumNetwork, Network, Normaliser, Parameters, Value
+from common.portable import Portable
 from common.replay import Batch, Replay
 from common.tasks import Task
 
@@ -183,6 +184,18 @@ class AWR(Agent):
     def act(self, observation: jax.Array) -> jax.Array:
         """The mean of pi(. | s), clipped to the actions there are."""
         return self.actor(self.normal(observation), self.config.std).mode().clip(-1, 1)
+
+    def portable(self) -> Portable:
+        """The same in layers."""
+        own = self.actor.params["params"]
+        log_std: list = [("constant", np.log(self.config.std) * np.ones(own["Dense_0"]["bias"].shape))]
+        if self.config.learned_std:
+            log_std = [portable.dense(own["Dense_1"]), ("clip", -20.0, 20.0)]
+        networks = {
+            "body": portable.mlp(own["MLP_0"]), "mean": [portable.dense(own["Dense_0"])], "log_std": log_std,
+            "final": [("clip", -1.0, 1.0)],
+        }  # fmt: skip
+        return Portable("gaussian", networks, normal=self.normal)
 
     def returns(self, prior: Prior) -> tuple[jax.Array, jax.Array]:
         """R and V(s) of all data, [n] each."""

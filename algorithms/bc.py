@@ -37,11 +37,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, portable
 from common.agent import Agent, Hyperparameters, Metrics, drawn, static
 from common.datasets import Dataset, transforms
 from common.distributions import Normal
 from common.networks import MLP, VAE, Dense, Network, Normaliser, Parameters
+from common.portable import Portable
 from common.replay import Batch
 from common.tasks import Task
 
@@ -239,6 +240,37 @@ class BC(Agent):
             return self.policy.module.apply(self.policy.params, self.normal(observation), key, method="act")
 
         return drawn(one, observation)
+
+    def portable(self) -> Portable:
+        """The same in layers."""
+        c, own, size = self.config, self.policy.params["params"], self.policy.module.action_dim
+
+        def head(name: str) -> tuple:
+            return portable.dense(own[name])
+
+        def by_dimension(name: str) -> tuple:
+            """A layer of [component, a] as one of [a, component]."""
+            swapped = (x.reshape(*x.shape[:-1], c.components, size).swapaxes(-1, -2) for x in head(name)[1:])
+            return "dense", *(x.reshape(*x.shape[:-2], -1) for x in swapped)
+
+        body = portable.mlp(own["features"]) if "features" in own else []
+        within, n = [("clip", -1.0, 1.0)], self.normal
+        if c.policy in ("deterministic", "gaussian"):
+            networks = {"body": body, "mean": [head("mean"), ("tanh",)], "final": within}
+            if c.policy == "gaussian":
+                networks["log_std"] = [("constant", own["log_std"]), ("clip", -5.0, 2.0)]
+            return Portable("gaussian", networks, normal=n)
+        if c.policy == "gmm":
+            networks = {
+                "body": body, "logits": [head("logits")], "mean": [by_dimension("means"), ("tanh",)],
+                "log_std": [by_dimension("log_stds"), ("clip", -5.0, 2.0)], "final": within,
+            }  # fmt: skip
+            return Portable("mixture", networks, {"components": c.components}, n)
+        if c.policy == "categorical":
+            return Portable("categorical", {"logits": [*body, head("logits")]}, {"bins": c.bins}, n)
+        if c.policy == "vae":
+            return Portable("variational", {"decoder": portable.decoder(self.policy)}, {"latent": 2 * size}, n)
+        return Portable("flow", {"velocity": [*body, head("out")]}, {"steps": c.flow_steps, "action": size}, n)
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The policy's loss, averaged over the batch."""

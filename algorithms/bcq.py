@@ -31,9 +31,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, portable
 from common.agent import Agent, Hyperparameters, Metrics, drawn, traced
 from common.networks import VAE, Critic, DeterministicActor, Ensemble, Network, Parameters
+from common.portable import Portable
 from common.replay import Batch
 
 
@@ -100,6 +101,16 @@ class BCQ(Agent):
             return self.critic.best(observations, self.propose(self.actor, observations, key))
 
         return drawn(best, observation)
+
+    def portable(self) -> Portable:
+        """The same in layers, with the critic that chooses."""
+        change = portable.actor(self.actor).networks
+        networks = {
+            "decoder": portable.decoder(self.vae), "change": [*change["body"], *change["mean"]],
+            "critic": portable.first(self.critic),
+        }  # fmt: skip
+        numbers = {"perturbation": float(self.config.perturbation), "latent": 2 * self.vae.module.action_dim}
+        return Portable("best", networks, {"of": "perturbed", "candidates": self.config.candidates} | numbers)
 
     def vae_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The error of reconstructed actions, and the divergence of their latents from N(0, 1)."""

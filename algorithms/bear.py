@@ -44,10 +44,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command, presets, tasks
+from common import command, portable, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, drawn, static, traced
 from common.distributions import squared_mmd
 from common.networks import VAE, Critic, Ensemble, Network, Parameters, Scalar, TanhNormalActor
+from common.portable import Portable
 from common.replay import Batch
 
 
@@ -144,6 +145,11 @@ class BEAR(Agent):
             return self.critic.best(observations, self.actor(observations).sample(key))
 
         return drawn(best, observation)
+
+    def portable(self) -> Portable:
+        """The same in layers, with the critic that chooses."""
+        networks = {**portable.actor(self.actor).networks, "critic": portable.first(self.critic)}
+        return Portable("best", networks, {"of": "gaussian", "candidates": self.config.candidates})
 
     def vae_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The error of reconstructed actions, and the divergence of their latents from N(0, 1)."""

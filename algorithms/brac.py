@@ -48,10 +48,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, portable
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.distributions import TanhNormal, squared_mmd
 from common.networks import MLP, Critic, Dense, Ensemble, Network, Parameters
+from common.portable import Portable
 from common.replay import Batch
 
 
@@ -163,8 +164,21 @@ class BRAC(Agent):
 
     def act(self, observation: jax.Array) -> jax.Array:
         """The mode of pi(. | s), of the clone while it is learned."""
-        policy = self.clone if self.phase == "cloning" else self.actor
-        return policy(observation).mode()
+        return self.deciding(observation).mode()
+
+    @property
+    def deciding(self) -> Network:
+        """The network of pi, or of the clone while it is learned."""
+        return self.clone if self.phase == "cloning" else self.actor
+
+    def portable(self) -> Portable:
+        """The same in layers."""
+        own = self.deciding.params["params"]
+        networks = {
+            "body": portable.mlp(own["MLP_0"]), "mean": [portable.dense(own["Dense_0"])],
+            "log_std": [portable.dense(own["Dense_1"]), ("tanh",), ("scale", 2.5, -2.5)], "final": [("tanh",)],
+        }  # fmt: skip
+        return Portable("gaussian", networks)
 
     def cloning_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The likelihood of the data's actions, negated, with an entropy bonus."""

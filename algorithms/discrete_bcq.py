@@ -40,10 +40,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from common import command
+from common import command, portable
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
 from common.distributions import one_hot_argmax
 from common.networks import MLP, Dense, Network, Parameters
+from common.portable import Portable
 from common.replay import Batch
 
 
@@ -132,6 +133,15 @@ class DiscreteBCQ(Agent):
     def act(self, observation: jax.Array) -> jax.Array:
         """The allowed action of the largest value."""
         return self.greedy(observation, self.critic)
+
+    def portable(self) -> Portable:
+        """The same in layers."""
+        values, behaviour = (
+            [*portable.mlp(own["MLP_0"]), portable.dense(own["Dense_0"])]
+            for own in (self.critic.params["params"], self.behaviour.params["params"])
+        )
+        networks = {"values": values, "behaviour": behaviour}
+        return Portable("greedy", networks, {"threshold": float(self.config.threshold)})
 
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
         """The same, or with probability epsilon any action."""

@@ -40,10 +40,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from common import command
+from common import command, portable
 from common.agent import Agent, Hyperparameters, Metrics, traced
 from common.distributions import TanhMixture
 from common.networks import Critic, Ensemble, Network, Parameters, Scalar, TanhMixtureActor, TanhNormalActor
+from common.portable import Portable
 from common.replay import Batch
 
 
@@ -118,6 +119,10 @@ class FisherBRC(Agent):
         """The mode of pi(. | s), of the behaviour model while it is learned."""
         policy = self.behaviour if self.phase == "cloning" else self.actor
         return policy(observation).mode()
+
+    def portable(self) -> Portable:
+        """The same in layers."""
+        return portable.actor(self.behaviour if self.phase == "cloning" else self.actor)
 
     def cloning_loss(self, params: Parameters, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The likelihood of the data's actions and the entropy, weighted by its temperature, negated."""

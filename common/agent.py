@@ -9,6 +9,7 @@ them in this order.
     offline         renew, sample, update                                            one call for many steps
     online          after_episode, sample, update, explore                           one call per environment step
     act             in evaluations
+    portable        what `act` computes, for policy files (portable.py)
 
 Four have no default: `create`, `act`, one `*_loss` per equation of the paper, and `update_once`, the algorithm box. An
 algorithm whose gradient steps are not all alike overrides `update`. What differs between phases by choice of a function
@@ -29,7 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from common import replay
+from common import portable, replay
+from common.errors import Refused
+from common.portable import Portable
 from common.replay import Batch, Episode, Replay
 
 if TYPE_CHECKING:  # an agent acts where there are no data, and no libraries that read them
@@ -208,6 +211,13 @@ class Agent(struct.PyTreeNode):
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:
         """The collecting policy: the evaluated one, where an algorithm has no other."""
         return self.act(observation)
+
+    def portable(self) -> Portable:
+        """What `act` computes, for policy files; of one run's agent, with arrays of NumPy. By default `actor` behind
+        `normal`, if there is one. Raises Refused where it cannot be told in the parts of portable.py."""
+        if not hasattr(self, "actor"):
+            raise Refused(f"{type(self).__name__} has no actor: it says its own `portable`, or has none")
+        return portable.actor(self.actor, getattr(self, "normal", None))
 
     def renew(self, step: jax.Array, prior: Any) -> Self:
         """Before step `step` of an offline phase without delayed steps: what depends on all of the data."""

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from common.errors import Refused
+from common.errors import Refused, one_line
 from common.programs import Learner
 from common.replay import Replay
 
@@ -77,6 +77,35 @@ class Checkpoints:
         self.manager.close()
 
 
+def read(folder: Path, step: int | None, prefix: str) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
+    """A checkpoint's step, its arrays whose names begin with `prefix`, and its progress; by default of the newest.
+
+    Nothing is changed by it, so that training may go on meanwhile. Raises Refused.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    there = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+    if not there or step not in (None, *there):
+        known = f"; there are {', '.join(map(str, there))}" if there else ""
+        raise Refused(f"{folder}: has no {'' if step is None else f'{step} among its '}checkpoints{known}")
+    step = there[-1] if step is None else step
+    try:
+        item = folder.absolute() / str(step)
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            progress = reader.restore(item / "progress")
+        with ocp.PyTreeCheckpointer() as reader:
+            wanted = {
+                k: v for k, v in reader.metadata(item / "arrays").item_metadata.tree.items() if k.startswith(prefix)
+            }
+            arrays = reader.restore(item / "arrays", args=ocp.args.PyTreeRestore(wanted, partial_restore=True))
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        checksums = progress.pop("checksums")
+        if wrong := [k for k, v in arrays.items() if zlib.crc32(np.ascontiguousarray(v)) != checksums[k]]:
+            raise ValueError(f"checksum of {wrong[0]} differs")
+    except Exception as error:
+        raise Refused(f"{folder}: checkpoint {step} cannot be read ({one_line(error)}); name another") from error
+    return step, arrays, progress
+
+
 class Saving:
     """When there is to be another checkpoint: at intervals, for which no more than a share of the time is taken."""
 
@@ -98,12 +127,12 @@ class Saving:
         self.seconds = self.last - start
 
 
-def pack(learner: Learner, filled: int, host: Callable[[Any], Any]) -> dict[str, np.ndarray]:
+def pack(learner: Learner, agent: Any, filled: int, host: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint from a learner on the devices, with the `filled` rows of each run's experience.
 
-    `host` brings arrays on the devices to the host, [runs, ...].
+    `agent` is the learner's on the host; `host` brings arrays on the devices there, [runs, ...].
     """
-    arrays = {f"agent.{name}": leaf for name, leaf in flatten(host(learner.agent)).items()}
+    arrays = {f"agent.{name}": leaf for name, leaf in flatten(agent).items()}
     if filled:
         # Cut to a power of two on the device, each of which is compiled once, and to what is filled on the host.
         enough = 1 << (filled - 1).bit_length()
@@ -137,12 +166,12 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def unflatten(template: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """`arrays` in the structure of `template`. Raises Refused if names or shapes differ."""
+def unflatten(template: Any, arrays: Mapping[str, np.ndarray], same_shapes: bool = True) -> Any:
+    """`arrays` in the structure of `template`. Raises Refused if names differ or, with `same_shapes`, shapes."""
 
     def find(path: tuple, leaf: Any) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name not in arrays or arrays[name].shape != leaf.shape:
+        if name not in arrays or (same_shapes and arrays[name].shape != leaf.shape):
             raise Refused(f"--resume: the checkpoint does not fit this version of the algorithm ({name} differs)")
         return arrays[name]
 

@@ -84,10 +84,11 @@ class Environment:
     def __init__(self, task: Task, environment: gymnasium.Env, hidden_goal: bool = False):
         """Of a Gymnasium environment; `hidden_goal` picks the maze form that does not observe the goal."""
         space, action = environment.observation_space, environment.action_space
-        self._keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
+        self.keys = flat_keys(task, space.spaces) if isinstance(space, Dict) else None
+        """The parts of observations that come as a dictionary, in order; None where they are vectors."""
         if hidden_goal:
-            self._keys = tuple(key for key in self._keys if key != "desired_goal")
-        parts = [space] if self._keys is None else [space[key] for key in self._keys]
+            self.keys = tuple(key for key in self.keys if key != "desired_goal")
+        parts = [space] if self.keys is None else [space[key] for key in self.keys]
         if not all(isinstance(part, Box) and len(part.shape) == 1 for part in parts):
             raise Refused(f"{task.environment} has observations {space}: only vectors of numbers are supported")
         self.numbers: range | None = None
@@ -237,7 +238,7 @@ class Environment:
     def _flat(self, observation: Any) -> np.ndarray:
         if self.draws_goal:
             observation = observation | {"achieved_goal": observation["achieved_goal"] - self.origin}
-        flat = flatten(observation, self._keys)
+        flat = flatten(observation, self.keys)
         if flat.shape != (self.observation_size,):
             own = (self.observation_size,)
             raise self._failed(f"returned an observation of shape {flat.shape} where its space has {own}")
@@ -305,14 +306,18 @@ def flatten(observation: np.ndarray | Mapping[str, np.ndarray], keys: tuple[str,
     return np.concatenate([observation[key] for key in keys], axis=-1, dtype=np.float32, casting="same_kind")
 
 
-def make(task: Task, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+def make(
+    task: Task, observation_size: int | None = None, action_size: int | None = None, render: str | None = None
+) -> Environment:
     """The environment of a task in the form that data of these sizes have; by default the first of its forms.
 
-    Raises Refused where it cannot be made, or has no such form.
+    `render` is Gymnasium's render mode. Raises Refused where it cannot be made, or has no such form.
     """
     hidden_size = _HIDDEN_GOAL_SIZES.get(task.family)
     hidden_goal = hidden_size is not None and observation_size in (None, hidden_size)
     keywords = task.goal_keywords if hidden_size is not None and not hidden_goal else task.keywords
+    if render:
+        keywords = {**keywords, "render_mode": render}
     try:
         with _quiet():
             raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)

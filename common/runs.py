@@ -1,8 +1,8 @@
 """The run directory: its configuration, tables and summary, and what code and machine its numbers come from.
 
-Layout, relied on by scripts: `config.json`, `metrics.csv`, `eval.csv`, `checkpoints/` (checkpoints.py), `curve.png`
-(reporting.py), `summary.json`. Files are replaced whole; the tables are appended to, and a line that a kill left
-unfinished is dropped on resume.
+Layout, relied on by scripts: `config.json`, `metrics.csv`, `eval.csv`, `checkpoints/` (checkpoints.py), `policies/`
+(policyfiles.py), `curve.png` (reporting.py), `summary.json`. Files are replaced whole; the tables are appended to, and
+a line that a kill left unfinished is dropped on resume.
 """
 
 from __future__ import annotations

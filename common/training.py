@@ -20,6 +20,7 @@ from common.datasets import Dataset
 from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, useful_workers
 from common.means import Means, first_not_finite, known
+from common.policyfiles import PolicyFiles
 from common.programs import Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
 from common.replay import Batch, Episode, Replay
@@ -78,6 +79,7 @@ class Session:
             environment = make()
             environment.close()
         self.horizon = environment.horizon
+        self.policies = PolicyFiles(directory, environment, self.progress, self.reporter.announce)
         shape = len(self.seeds), run.eval_episodes
         if run.single_environment:
             only = make if self.collector is None else lambda: environment
@@ -141,12 +143,14 @@ class Session:
         """Write a checkpoint of everything the rest of the runs depends on."""
         start = time.perf_counter()
         filled = self.progress.step if self.progress.phase == "online" else 0
-        arrays = pack(self.learner, filled, self.programs.host)
+        agent = self.programs.host(self.learner.agent)
+        arrays = pack(self.learner, agent, filled, self.programs.host)
         played, episodes = self.collector.state() if self.collector else ({}, {})
         actions = {} if self.action is None else {"action": self.action}
         state = self.progress.state() | episodes | {"means": self.means.state()}
         self.checkpoints.save(self.progress.total_step, arrays | played | actions, state)
         self.kept_at = self.progress.total_step
+        self.policies.write(agent)
         self.saving.done(start)
 
     def restore(self) -> None:
@@ -184,6 +188,8 @@ class Session:
         if stopped:
             self.reporter.interrupted(self.checkpoints is not None)
             return Result(self.folder, None, 128 + watch.received)
+        if not self.checkpoints:
+            self.policies.write(self.programs.host(self.learner.agent))
         return Result(self.folder, self.reporter.finish(self.horizon), 0)
 
     def learn(self, watch: Watch) -> None:
@@ -319,7 +325,10 @@ class Session:
 
         def act(observations: np.ndarray) -> np.ndarray:
             self.prepare(watch, self.programs.act, agent, observations)
-            return self.playable(self.programs.act(agent, observations))
+            actions = self.programs.act(agent, observations)
+            if not self.policies.is_checked:
+                self.policies.check(self.programs.host(agent), observations, actions)
+            return self.playable(actions)
 
         def heard(over: int) -> None:
             if time.perf_counter() - shown[0] > SHOWN_EVERY:
