@@ -78,7 +78,8 @@ class Checkpoints:
 
 
 class Saving:
-    """When there is to be another checkpoint: at intervals, for which no more than a share of the time is taken."""
+    """When there is to be another checkpoint, or picture: at intervals, for which no more than a share of the time is
+    taken."""
 
     def __init__(self, every: int, share: float | None):
         """At every so many steps, for a share of the time or without a limit (None)."""
