@@ -68,7 +68,8 @@ def has_given_data(saved: Mapping[str, Any]) -> bool:
 def in_python(folder: Path, saved: Mapping[str, Any]) -> str:
     """The call with which a run goes on there."""
     env = saved["run"]["env"]
-    more = (", env=..." if env.endswith(ENDING) else "") + (", dataset=..." if has_given_data(saved) else "")
+    more = ", env=..." if env.endswith(ENDING) and ":" not in env else ""
+    more += ", dataset=..." if has_given_data(saved) else ""
     return f"resume({str(folder)!r}, {saved['class']}{more})"
 
 
