@@ -70,9 +70,7 @@ def run(
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
-        directory, saved = begin(
-            agent_class, request, arguments, task, card, programs.mesh.size, {"data_given": True} if given_data else {}
-        )
+        directory, saved = begin(agent_class, request, arguments, task, card, programs.mesh.size, bool(given_data))
     elif card is not None:
         resuming.check_data(directory, saved, card)
     if given is not None:
@@ -141,9 +139,9 @@ def begin(
     task: Task,
     card: Mapping[str, Any] | None,
     devices: int,
-    more: Mapping[str, Any],
+    has_given_data: bool = False,
 ) -> tuple[RunDirectory, dict[str, Any]]:
-    """A new run directory, with all that is needed to repeat its runs in config.json, and `more`. Raises Refused."""
+    """A new run directory, with all that is needed to repeat its runs in config.json. Raises Refused."""
     origin = origins.of(agent_class)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     folder = task.name.replace("/", "-").removesuffix(ENDING)
@@ -166,6 +164,6 @@ def begin(
             "matmul_precision": jax.config.jax_default_matmul_precision,
         }
         | ({} if origin.session is None else {"session": origin.session})
-        | dict(more)
+        | ({"data_given": True} if has_given_data else {})
     )
     return RunDirectory.create(request.run.out or Path("runs") / origin.name / folder / stamp, config), config

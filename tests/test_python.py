@@ -90,7 +90,7 @@ def asked(monkeypatch):
           "--target-entropy-per-action", -0.25, "--tensorboard"]),
     ],
 )  # fmt: skip
-def test_the_request_is_the_command_lines_and_its_arguments_say_the_same(asked, module, given, flags):
+def test_the_request_is_the_command_lines_and_its_arguments_say_the_same(asked, tmp_path, module, given, flags):
     agent_class = module.RLPD if module is rlpd else module.IQL
     with pytest.raises(Refused, match="enough"):
         train(agent_class, **given)
@@ -98,6 +98,12 @@ def test_the_request_is_the_command_lines_and_its_arguments_say_the_same(asked, 
     ways = [[str(flag) for flag in flags], asked[2]]
     for arguments in ways:
         assert commandline.parse(arguments, name, "", module.Config, module.PRESETS) == asked[1]
+    # And so does what config.json keeps of it.
+    kept = {"run": asked[1].run, "config": asked[1].config, "grid": asked[1].grid}
+    kept = json.loads(json.dumps(kept, default=lambda x: dataclasses.asdict(x) if hasattr(x, "problem") else str(x)))
+    assert interactive.request_of(tmp_path, kept, agent_class) == asked[1]
+    with pytest.raises(Refused, match="Config has no gone, with which the run began"):
+        interactive.request_of(tmp_path, kept | {"config": {"gone": 1}}, agent_class)
 
 
 def test_a_config_is_taken_whole_and_values_win_over_it(asked):
@@ -188,6 +194,18 @@ def test_a_class_of_a_cell_is_kept_by_its_source_and_another_is_noticed(cell):
     assert origins.of(cell).session["source"] is None
     assert origins.of(RLPD)[:2] == ("rlpd", "RLPD")
     assert origins.of(RLPD).session is None
+
+
+def test_a_run_goes_on_with_the_class_that_began_it(cell):
+    began = {"algorithm": "rlpd", "class": "RLPD"}
+    command.check_class("runs/x", began, origins.of(RLPD))
+    command.check_class("runs/x", {"algorithm": "rlpd"}, origins.of(RLPD))  # of before there were classes
+    with pytest.raises(Refused, match=r"a run of Other of rlpd\.py, not of RLPD"):
+        command.check_class("runs/x", began | {"class": "Other"}, origins.of(RLPD))
+    with pytest.raises(Refused, match=r"a run of rlpd\.py, not of iql\.py"):
+        command.check_class("runs/x", began, origins.of(iql.IQL))
+    with pytest.raises(Refused, match=r"a run of RLPD of rlpd\.py, not of Mine"):
+        command.check_class("runs/x", began, origins.of(cell))
 
 
 def test_functions_and_arrays_train_as_ids_and_files_do(tmp_path, capsys):
