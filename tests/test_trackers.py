@@ -86,7 +86,7 @@ def test_tensorboard_has_numbers_configuration_and_hyperparameters_without_a_war
             trackers = Trackers(folder, Run(tensorboard=True), "0123abcdef", done)
             trackers.log("evaluation", done + 5, ROWS)
             trackers.close()
-            for file in (folder / "tensorboard").glob("events.out.*"):  # whose name is the second it was begun in
+            for file in (folder / "tensorboard").rglob("events.out.*"):  # whose name is the second it was begun in
                 file.rename(file.with_name(f"events.{done}"))
     assert caplog.records == []
     tags = [value for event in events(folder / "tensorboard") for value in event.summary.value]
