@@ -107,7 +107,8 @@ def read(folder: Path, step: int | None, prefix: str) -> tuple[int, dict[str, np
 
 
 class Saving:
-    """When there is to be another checkpoint: at intervals, for which no more than a share of the time is taken."""
+    """When there is to be another checkpoint, or picture: at intervals, for which no more than a share of the time is
+    taken."""
 
     def __init__(self, every: int, share: float | None):
         """At every so many steps, for a share of the time or without a limit (None)."""

@@ -15,11 +15,12 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from common import commandline, stops, terminal
+from common import commandline, origins, stops, terminal
 from common.commandline import Request
 from common.errors import Refused, exiting, one_line
 from common.machine import cores
-from common.runs import RunDirectory, digests, finite, versions
+from common.origins import Origin
+from common.runs import RunDirectory, finite, versions
 
 MEASURED = ("eval_every", "eval_episodes", "log_every")
 """Arguments of a run that decide what its tables hold; presets may set them."""
@@ -39,7 +40,8 @@ def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[st
 def serve(agent_class: type, config_class: type, presets: Mapping, arguments: list[str], console: Console) -> int:
     """Parse, check, train; the exit status. Raises Refused before anything is written for a request it cannot serve."""
     source = Path(inspect.getfile(agent_class)).resolve()
-    name = source.stem
+    origin = origins.of(agent_class)
+    name = origin.name
     check_siblings(source)
     description = inspect.getdoc(sys.modules[agent_class.__module__]) or ""
     resume = commandline.resumed(arguments)
@@ -54,8 +56,12 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
 
     folder = Path(os.path.abspath(resume.folder))
     directory, saved = RunDirectory.open(folder)
-    if saved["algorithm"] != name:
-        raise Refused(f"--resume {resume.folder}: a run of {saved['algorithm']}.py, not of {name}.py")
+    check_class(resume.folder, saved, origin)
+    if resuming.has_given_data(saved) and resume.dataset is None:
+        raise Refused(
+            f"--resume {resume.folder}: its data were given in Python; name them with --dataset KIND:WHAT, or go on "
+            f"there, with {resuming.in_python(folder, saved)}"
+        )
     if (folder / "summary.json").exists():
         console.print(f"{resume.folder} has finished already; its results are in summary.json", soft_wrap=True)
         return 0
@@ -66,7 +72,7 @@ def serve(agent_class: type, config_class: type, presets: Mapping, arguments: li
         now = {"devices": saved["devices"], "dataset": moved or request.run.dataset}
         request = dataclasses.replace(request, run=dataclasses.replace(request.run, **now))
         prepare_devices(request)
-        request = on_this_machine(request, saved, source, console)
+        request = on_this_machine(request, saved, origin.digests, console)
         return launch.run(agent_class, request, saved["arguments"], console, (directory, saved)).status
 
 
@@ -126,10 +132,29 @@ def check_unchanged(resume: Path, saved: Mapping[str, Any], request: Request) ->
             )
 
 
-def on_this_machine(request: Request, saved: Mapping[str, Any], source: Path, console: Console) -> Request:
+def check_class(resume: Path, saved: Mapping[str, Any], origin: Origin) -> None:
+    """Refuse to go on with another algorithm than the run began with."""
+    began = saved.get("session")
+    # Before there was a Python interface, a file had one class.
+    if saved["algorithm"] == origin.name and saved.get("class", origin.class_name) == origin.class_name:
+        return
+    if began is not None:
+        raise Refused(
+            f"--resume {resume}: a run of {began['class']}, a class of a Python session: go on there, with "
+            f"resume(folder, {began['class']})"
+        )
+    theirs, mine = f"{saved['algorithm']}.py", f"{origin.name}.py"
+    if theirs == mine or origin.session is not None:
+        theirs, mine = f"{saved.get('class', 'a class')} of {theirs}", origin.class_name
+    raise Refused(f"--resume {resume}: a run of {theirs}, not of {mine}")
+
+
+def on_this_machine(
+    request: Request, saved: Mapping[str, Any], digests: Mapping[str, str], console: Console
+) -> Request:
     """The request with no more devices than there are; says what keeps a resumed run from repeating itself exactly."""
     notes = []
-    notes += [f"{name} has changed" for name, sha256 in digests(source).items() if saved["sources"].get(name) != sha256]
+    notes += [f"{name} has changed" for name, sha256 in digests.items() if saved["sources"].get(name) != sha256]
     mine = versions()
     notes += [f"{package} was {old}, is {mine.get(package)}" for package, old in saved["versions"].items()
               if old != mine.get(package)]  # fmt: skip

@@ -56,6 +56,14 @@ class Run:
     """Also write TensorBoard events into the run directory (extra: tensorboard)."""
     wandb: bool = False
     """Also log to Weights & Biases (extra: wandb)."""
+    trackio: bool = False
+    """Also log to Trackio, on this machine or where its own variables say (extra: trackio)."""
+    project: str | None = None
+    """Project of Weights & Biases and Trackio. Default: WANDB_PROJECT for the first, else "headstart"."""
+    group: str | None = None
+    """Group of the run there. Default: WANDB_RUN_GROUP for the first, else none."""
+    name: str | None = None
+    """Name of the run there. Default: WANDB_NAME for the first, else one of the tracker's or the folder's."""
 
     def problem(self) -> str | None:
         """What is wrong with these values, in one line."""
@@ -67,6 +75,9 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 0:
                 return f"--{name.replace('_', '-')} must be 0 or more, not {value}"
+        for name in ("project", "group", "name"):
+            if getattr(self, name) is not None and not (self.wandb or self.trackio):
+                return f"--{name} {getattr(self, name)}: names a run for --wandb or --trackio; add one of them"
         if self.single_environment and self.eval_workers:
             return "--single-environment plays in this process: leave out --eval-workers"
         if self.seed < 0 or self.seed + self.num_seeds > 2**31:
@@ -117,18 +128,8 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     chosen, _ = early.parse_known_args(arguments)
     asked_for_help = "-h" in arguments or "--help" in arguments
     env = usual if asked_for_help and "--env" not in arguments else chosen.env
-    family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
-    values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
-    if chosen.preset is not None:
-        named = helptext.named(presets)
-        if chosen.preset not in named:
-            raise Refused(f"--preset {chosen.preset}: {name} has {', '.join(named) or 'no presets'}")
-        values |= presets[chosen.preset] | presets.get(f"{chosen.preset}/{chosen.env}", {})
-    run_fields = {f.name: f.default for f in dataclasses.fields(Run)}
-    known = run_fields | {f.name: f.default for f in dataclasses.fields(config_class)}
-    values = {name: counts.like(known.get(name), value) for name, value in values.items()}
-    default_run = Run(env=chosen.env, **{k: v for k, v in values.items() if k in run_fields})
-    default_config = config_class(**{k: v for k, v in values.items() if k not in run_fields})
+    default_run, default_config = usual_values(name, config_class, presets, env, chosen.preset)
+    default_run = dataclasses.replace(default_run, env=chosen.env)
 
     numbers = traced_fields(config_class)
     if asked_for_help:
@@ -154,11 +155,31 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
         default=command_class(default_run, default_config, grid_class()),
     )
     grid = {n: getattr(command.grid, n) for n in numbers if getattr(command.grid, n)}
-    for field, points in grid.items():
+    return checked(Request(command.run, command.config, grid))
+
+
+def usual_values(name: str, config_class: type, presets: Mapping, env: str, preset: str | None) -> tuple[Run, Any]:
+    """The Run and the Config of a task where nothing else is asked for: presets over defaults. Raises Refused."""
+    family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
+    values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
+    if preset is not None:
+        named = helptext.named(presets)
+        if preset not in named:
+            raise Refused(f"--preset {preset}: {name} has {', '.join(named) or 'no presets'}")
+        values |= presets[preset] | presets.get(f"{preset}/{env}", {})
+    run_fields = {f.name: f.default for f in dataclasses.fields(Run)}
+    known = run_fields | {f.name: f.default for f in dataclasses.fields(config_class)}
+    values = {name: counts.like(known.get(name), value) for name, value in values.items()}
+    run = Run(env=env, preset=preset, **{k: v for k, v in values.items() if k in run_fields})
+    return run, config_class(**{k: v for k, v in values.items() if k not in run_fields})
+
+
+def checked(request: Request) -> Request:
+    """The request, whose values can be served as far as they tell by themselves. Raises Refused."""
+    for field, points in request.grid.items():
         check_distinct(field, points)
-    request = Request(command.run, command.config, grid)
-    configs = [dataclasses.replace(command.config, **point) for point in request.points()]
-    for problem in (command.run.problem(), *(config.problem() for config in configs)):
+    configs = [dataclasses.replace(request.config, **point) for point in request.points()]
+    for problem in (request.run.problem(), *(config.problem() for config in configs)):
         if problem:
             raise Refused(problem)
     return request
@@ -181,14 +202,20 @@ def check_grid(arguments: Sequence[str], numbers: Sequence[str], config_class: t
             if alone in flags:
                 raise Refused(f"{alone} beside {flag}: the grid's values would replace it; leave one of them out")
             continue
-        if field in {f.name for f in dataclasses.fields(config_class)}:
-            raise Refused(
-                f"{argument}: {field} is a shape, count or choice, fixed when the program is compiled; "
-                f"start one command per value, or vary a number: {', '.join(numbers)}"
-            )
-        near = difflib.get_close_matches(field, numbers, n=1)
-        hint = f"did you mean --grid.{near[0]}?" if near else f"a grid takes: {', '.join(numbers)}"
-        raise Refused(f"{argument}: no such hyperparameter; {hint}")
+        raise Refused(no_axis(argument, field, config_class))
+
+
+def no_axis(asked: str, field: str, config_class: type) -> str:
+    """Why there is no grid over a field, or over what is none, in one line that begins with what was `asked`."""
+    numbers = traced_fields(config_class)
+    if field in {f.name for f in dataclasses.fields(config_class)}:
+        return (
+            f"{asked}: {field} is a shape, count or choice, fixed when the program is compiled; "
+            f"start one command per value, or vary a number: {', '.join(numbers)}"
+        )
+    near = difflib.get_close_matches(field, numbers, n=1)
+    hint = f"did you mean --grid.{near[0]}?" if near else f"a grid takes: {', '.join(numbers)}"
+    return f"{asked}: no such hyperparameter; {hint}"
 
 
 def is_flag(argument: str) -> bool:

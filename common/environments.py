@@ -23,10 +23,11 @@ All stop at the goal. Results in one form are not comparable with results in the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -36,6 +37,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from common import tasks
 from common.errors import EnvironmentFailed, Refused, placed
 from common.foreign import simulator
+from common.makers import Maker
 from common.tasks import Task
 
 mujoco = simulator()
@@ -320,7 +322,8 @@ def make(
         keywords = {**keywords, "render_mode": render}
     try:
         with _quiet():
-            raw = gymnasium.make(task.environment, max_episode_steps=task.horizon, disable_env_checker=True, **keywords)
+            usual = {"max_episode_steps": task.horizon, "disable_env_checker": True}
+            raw = task.maker() if task.maker else gymnasium.make(task.environment, **usual, **keywords)
         _ = raw.observation_space, raw.action_space  # which it may have left out
     except (Exception, SystemExit) as error:  # whatever a third-party environment raises: a broken version, no display
         raise Refused(f"{task.environment} cannot be made: {placed(error)}") from error
@@ -360,9 +363,20 @@ def as_d4rl(model: mujoco.MjModel) -> None:
     model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
 
 
+def maker_of(task: Task, *sizes: int) -> Callable[[], Environment]:
+    """What makes the environments of a task, as `make` with these sizes does, here and in other processes."""
+    if task.maker:
+        return functools.partial(_make_given, (task.name, task.maker, task.horizon), *sizes)
+    return functools.partial(make_named, task.name, *sizes)
+
+
 def make_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
     """As `make`, by the task's name: in words that another process understands."""
     return make(tasks.find(name), observation_size, action_size)
+
+
+def _make_given(given: tuple[str, Maker, int], *sizes: int) -> Environment:
+    return make(tasks.made(*given), *sizes)
 
 
 @contextlib.contextmanager

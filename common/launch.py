@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 
-from common import datasets, resuming, stops, tasks
+from common import datasets, origins, resuming, stops, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import EnvironmentFailed, Refused
+from common.makers import ENDING
 from common.memory import check_memory
 from common.programs import count_devices, programs_of
 from common.rehearsal import check_single, plays_several, rehearse, sharing
-from common.runs import RunDirectory, commit, device, digests, versions
+from common.runs import RunDirectory, commit, device, versions
 from common.tasks import Task
 from common.terminal import making
 from common.trackers import Trackers
 from common.training import Result, Session
+
+
+class Given(NamedTuple):
+    """What was handed over in Python, where no command line is."""
+
+    data: Callable[[Task], Dataset] | None = None
+    """The prior data, for the task; None: they have a name, or there are none."""
 
 
 def run(
@@ -35,15 +42,18 @@ def run(
     arguments: Sequence[str],
     console: Console,
     begun: tuple[RunDirectory, Mapping[str, Any]] | None = None,
+    given: Given | None = None,
 ) -> Result:
     """Train what a request asks for.
 
     `arguments` are those that parse to the request: what --resume reads. `begun` is a run to go on with: its directory,
-    and what its config.json says. Raises Refused for a request that cannot be served, before anything is written.
+    and what its config.json says. `given` is for requests from Python. Raises Refused for a request that cannot be
+    served, before anything is written.
     """
     directory, saved = begun or (None, None)
     task = tasks.find(request.run.env)
-    check(request, task)
+    given_data = given and given.data
+    check(request, task, bool(given_data))
     devices = count_devices(request.number_of_runs, request.run.devices)
     *sizes, alone = rehearse(task, request.config.discrete_actions, plays_several(request))
     if alone is not None:
@@ -56,7 +66,7 @@ def run(
     # A resumed run goes on with the data it began with, whatever has come within reach meanwhile.
     source = saved["dataset"]["source"] if saved and saved["dataset"] else None
     with resuming.finding_data(directory and directory.path):
-        data = load(request, task, request.run.dataset or source, console)
+        data = given_data(task) if given_data else load(request, task, request.run.dataset or source, console)
     card = None if data is None else cards.card(data, task)
     if data is not None:
         datasets.environment_of(task, data).close()
@@ -66,10 +76,12 @@ def run(
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
-        directory = begin(agent_class, request, arguments, task, card, programs.mesh.size)
+        directory, saved = begin(agent_class, request, arguments, task, card, programs.mesh.size, bool(given_data))
     elif card is not None:
         resuming.check_data(directory, saved, card)
-    stops.remedy(f"continue with --resume {directory.path}")
+    if given is not None:
+        directory.way = resuming.in_python(directory.path, saved)
+    stops.remedy(f"continue with {directory.way}")
     if card is not None:
         console.print(cards.format_card(card), highlight=False, soft_wrap=True)
     with directory.claimed(), contextlib.ExitStack() as stack:
@@ -81,14 +93,14 @@ def run(
                 if card is not None:
                     resuming.note_data(directory, saved, card)
                 session.restore()
-            with resuming.telling(directory.path, console, session.checkpoints is not None):
+            with resuming.telling(directory, console, session.checkpoints is not None):
                 return session.train()
         except EnvironmentFailed as error:
-            raise Refused(f"{error}; continue with --resume {directory.path}") from error
+            raise Refused(f"{error}; continue with {directory.way}") from error
 
 
-def check(request: Request, task: Task) -> None:
-    """Raise Refused for what can be seen to be impossible before there are data."""
+def check(request: Request, task: Task, has_data: bool = False) -> None:
+    """Raise Refused for what can be seen to be impossible before data are loaded; `has_data`: they are given."""
     if jax.config.jax_disable_jit:
         raise Refused(
             "JAX_DISABLE_JIT is set, and whole runs without compiling would take for ever: unset it; JAX_DEBUG_NANS=1 "
@@ -98,10 +110,11 @@ def check(request: Request, task: Task) -> None:
     count_devices(request.number_of_runs, request.run.devices)
     if why := check_single(request):
         raise Refused(f"--single-environment: {why}")
-    if request.run.dataset is not None and not request.config.uses_prior_data:
+    if (has_data or request.run.dataset is not None) and not request.config.uses_prior_data:
+        named = f" {request.run.dataset}" if request.run.dataset else ""
         raise Refused(
-            f"--dataset {request.run.dataset}: nothing is learnt from data with {request.config.without_data}; "
-            "raise it, or leave the data out"
+            f"--dataset{named}: nothing is learnt from data with {request.config.without_data}; raise it, or leave the "
+            "data out"
         )
     for point in request.points():
         if why := dataclasses.replace(request.config, **point).misfit(task):
@@ -129,17 +142,19 @@ def begin(
     task: Task,
     card: Mapping[str, Any] | None,
     devices: int,
-) -> RunDirectory:
+    has_given_data: bool = False,
+) -> tuple[RunDirectory, dict[str, Any]]:
     """A new run directory, with all that is needed to repeat its runs in config.json. Raises Refused."""
-    source = Path(inspect.getfile(agent_class)).resolve()
+    origin = origins.of(agent_class)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return RunDirectory.create(
-        request.run.out or Path("runs") / source.stem / task.name.replace("/", "-") / stamp,
+    folder = task.name.replace("/", "-").removesuffix(ENDING)
+    config = (
         {
-            "algorithm": source.stem,
+            "algorithm": origin.name,
+            "class": origin.class_name,
             "id": uuid.uuid4().hex,
             "began_in": os.getcwd(),
-            "sources": digests(source),
+            "sources": origin.digests,
             "arguments": list(arguments),
             "run": dataclasses.asdict(request.run),
             "config": dataclasses.asdict(request.config),
@@ -150,5 +165,8 @@ def begin(
             "device": device(),
             "devices": devices,
             "matmul_precision": jax.config.jax_default_matmul_precision,
-        },
+        }
+        | ({} if origin.session is None else {"session": origin.session})
+        | ({"data_given": True} if has_given_data else {})
     )
+    return RunDirectory.create(request.run.out or Path("runs") / origin.name / folder / stamp, config), config

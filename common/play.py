@@ -111,6 +111,8 @@ def _environment(name: str, policy: Exported, mode: str | None) -> Environment:
     folder, saved = policies.command_of(Path(policy.path))
     with contextlib.chdir(began_in(folder, saved) if saved else Path.cwd()):  # where its module and files are
         task = tasks.find(name)
+        if mode and task.maker:
+            raise Refused(f"{name} is made by a function, which decides what it draws; register it to show or film it")
         environment = environments.make(task, policy.observation_size if task.reaches_goal else None, None, mode)
     mine = policy.observation_size, policy.action_size, policy.about["action"]["first"] is not None
     its = environment.observation_size, environment.action_size, environment.numbers is not None

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +116,10 @@ class Elsewhere:
     def __init__(self, make: Callable[[], Environment], count: int):
         self.played: list[list[Played]] = []
         """As Here.played; empty until all of them are over."""
+        try:
+            beginning = ForkingPickler.dumps((make, count))
+        except pickle.PicklingError as error:
+            raise Lost(str(error)) from error
         # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
@@ -129,7 +135,10 @@ class Elsewhere:
                 )
         except OSError as error:
             raise Lost(f"a process that plays episodes cannot be started ({error.strerror})") from error
-        self._send((make, count))
+        try:
+            self._connection.send_bytes(beginning)
+        except OSError as error:
+            raise self._lost() from error
 
     def begin(self, schedule: Schedule) -> None:
         """As Here.begin. Raises Lost, as do the others."""

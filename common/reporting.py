@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from common import points
+from common.checkpoints import Saving
 from common.commandline import Run
 from common.curves import draw_curve
 from common.evaluation import Outcome
@@ -21,6 +23,9 @@ from common.runs import RunDirectory
 from common.tasks import Task
 from common.terminal import Bar
 from common.trackers import Trackers
+
+DRAWING_SHARE = 0.02
+"""Of the time, for the curve while runs are trained."""
 
 
 class Reporter:
@@ -39,6 +44,7 @@ class Reporter:
         """Of runs with these seeds, [runs], at these points of the grid, [runs], which are empty without a grid."""
         self.directory, self.console, self.task, self.run = directory, console, task, run
         self.progress, self.seeds, self.labels = progress, seeds, labels
+        self.drawing = Saving(1, DRAWING_SHARE)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -93,6 +99,8 @@ class Reporter:
             self.progress.episode_scores = [self.task.score(o.returns, o.success).tolist() for o in outcomes]
         self.directory.evaluations.append(rows)
         self.trackers.log("evaluation", self.progress.total_step, rows)
+        if self.progress.total_step < self.progress.total and self.drawing.affordable():
+            self.draw()
         values = np.array([row[name] for row in rows])
         step = f"{self.progress.phase} step {self.progress.step}"
         if self.points == 1:
@@ -102,6 +110,13 @@ class Reporter:
         # Different settings have no mean.
         means = [values[[mine == label for mine in self.labels]].mean() for label in dict.fromkeys(self.labels)]
         self.bar.evaluated(f"{step:>20}   {name}, point by point: {points.each(means)}", f"{name} {points.span(means)}")
+
+    def draw(self) -> None:
+        """Replace curve.png by one that shows all evaluations so far."""
+        start, count = time.perf_counter(), len(self.seeds)
+        title = f"{self.task.name}, {count} run{'s' * (count > 1)}"
+        draw_curve(self.directory, title, self.headline, self.progress.phases)
+        self.drawing.done(start)
 
     @property
     def points(self) -> int:
@@ -128,8 +143,9 @@ class Reporter:
             self.announce(f"run {run} (seed {self.seeds[run]}): {metric} is not finite at {phase} step {step}")
 
     def interrupted(self, resumable: bool) -> None:
-        """Say where it stops, and how it goes on."""
-        kept = f"continue with --resume {self.directory.path}" if resumable else "checkpoints were off"
+        """Draw the curve, say where it stops, and how it goes on."""
+        self.draw()
+        kept = f"continue with {self.directory.way}" if resumable else "checkpoints were off"
         self.announce(f"interrupted after step {self.progress.step}; {kept}")
 
     def finish(self, horizon: int) -> dict[str, Any]:
@@ -151,8 +167,7 @@ class Reporter:
             "peak_memory_bytes": peak_memory(),
             "environment_horizon": horizon,
         }
-        title = f"{self.task.name}, {count} run{'s' * (count > 1)}"
-        draw_curve(self.directory, title, self.headline, progress.phases)
+        self.draw()
         self.directory.finish(summary)
         several, best = count > 1, ranked[0]
         if self.points > 1:

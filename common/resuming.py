@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import EnvironmentFailed, Refused
+from common.makers import ENDING
 from common.runs import RunDirectory, write_json, writing
 
 FILES = ("d4rl", "npz", "ogbench")
@@ -59,6 +60,19 @@ def check_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[
         )
 
 
+def has_given_data(saved: Mapping[str, Any]) -> bool:
+    """Whether a run's data were handed over in Python, so that no name finds them."""
+    return bool(saved.get("data_given"))
+
+
+def in_python(folder: Path, saved: Mapping[str, Any]) -> str:
+    """The call with which a run goes on there."""
+    env = saved["run"]["env"]
+    more = ", env=..." if env.endswith(ENDING) and ":" not in env else ""
+    more += ", dataset=..." if has_given_data(saved) else ""
+    return f"resume({str(folder)!r}, {saved['class']}{more})"
+
+
 @contextlib.contextmanager
 def finding_data(folder: Path | None) -> Iterator[None]:
     """In the refusal of a run's data, say what helps if they have moved; `folder` is None for a run that begins."""
@@ -80,12 +94,12 @@ def note_data(directory: RunDirectory, saved: Mapping[str, Any], card: Mapping[s
 
 
 @contextlib.contextmanager
-def telling(folder: Path, console: Console, resumable: bool = True) -> Iterator[None]:
+def telling(directory: RunDirectory, console: Console, resumable: bool = True) -> Iterator[None]:
     """Whatever ends a run early inside, say how it goes on, in the line of a refusal or before a traceback."""
     if not resumable:
         yield
         return
-    way = f"continue with --resume {folder}"
+    way = f"continue with {directory.way}"
     try:
         yield
     except Refused as refusal:

@@ -57,10 +57,11 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def digests(source: Path) -> dict[str, str]:
-    """sha256 of an algorithm's file and of common/, by which changed ones are told from those that began a run."""
+def digests(source: Path | None) -> dict[str, str]:
+    """sha256 of an algorithm's file, if it has one, and of common/: it tells changed ones from earlier ones."""
     folder = Path(__file__).parent
-    files = {source.name: [source], "common/": sorted(folder.rglob("*.py"))}
+    files = {source.name: [source]} if source else {}
+    files["common/"] = sorted(folder.rglob("*.py"))
     return {
         name: hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in parts)).hexdigest()
         for name, parts in files.items()
@@ -157,11 +158,18 @@ class Table:
             temporary.replace(self.path)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """What the config.json of a run directory holds."""
+    return json.loads((path / "config.json").read_text())
+
+
 class RunDirectory:
     """One command's results: all its runs share the files."""
 
     def __init__(self, path: Path, identifier: str):
         self.path, self.identifier = path, identifier
+        self.way = f"--resume {path}"
+        """How a run goes on that has ended early."""
         self.metrics = Table(path / "metrics.csv")
         self.evaluations = Table(path / "eval.csv")
 
@@ -182,13 +190,17 @@ class RunDirectory:
     def open(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
         """An existing directory and its configuration. Raises Refused for a foreign folder."""
         try:
-            config = json.loads((path / "config.json").read_text())
+            config = read_config(path)
             known = config["format"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refused(f"--resume {path}: not a run directory (no readable config.json of ours in it)") from error
         if known != FORMAT:
             raise Refused(f"--resume {path}: written in format {known}, this version reads format {FORMAT}")
         return cls(path, config["id"]), config
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        return json.loads((self.path / "summary.json").read_text())
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

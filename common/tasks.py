@@ -12,7 +12,7 @@ import io
 import numbers
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from common import scores
 from common.errors import Refused, placed
 from common.foreign import simulator
+from common.makers import ENDING, Maker, name_of, time_limit
 
 with contextlib.redirect_stderr(io.StringIO()):  # its release notice
     simulator()  # which the next would import
@@ -64,6 +65,8 @@ class Task:
     """Whether episodes end by the time limit only."""
     reference: tuple[float, float] | None = None
     """Returns of a random and of an expert policy: the score is 0 at the first and 100 at the second."""
+    maker: Maker | None = None
+    """What makes the environment, where it is a function; else the id does."""
 
     @property
     def reaches_goal(self) -> bool:
@@ -282,17 +285,59 @@ def _import(name: str, module: str) -> None:
         ) from error
 
 
-def _gym(name: str, identifier: str) -> Task:
-    """An installed Gymnasium environment, which must end its episodes some time."""
-    limit = gymnasium.registry[identifier].max_episode_steps
+def _limited(name: str, limit: object, remedy: str) -> int:
+    """A time limit, which there must be: else an episode may never end."""
     # To Gymnasium, -1 is none; others write 0, infinity or the largest integer.
     if not isinstance(limit, numbers.Real) or not 1 <= limit < LONGEST or limit != int(limit):
         told = "" if limit is None else f" (max_episode_steps={limit!r})"
+        raise Refused(f"task {name!r} has no time limit{told}, so that an episode may never end: {remedy}")
+    return int(limit)
+
+
+def _gym(name: str, identifier: str) -> Task:
+    """An installed Gymnasium environment, which must end its episodes some time."""
+    limit = gymnasium.registry[identifier].max_episode_steps
+    return Task(name, "gym", name, horizon=_limited(name, limit, "register it with max_episode_steps"))
+
+
+_given: dict[str, Task] = {}
+"""Name -> task, of the functions that were given in this process."""
+
+
+def made(name: str, maker: Maker, horizon: int) -> Task:
+    """The task of an environment that a function makes, with this time limit in steps."""
+    return Task(name, "gym", name, horizon=horizon, maker=maker)
+
+
+def given(function: Callable[[], gymnasium.Env]) -> Task:
+    """The task of an environment that `function` makes; `find` knows it from now on by its name. Raises Refused."""
+    name = name_of(function)
+    try:
+        environment = function()
+    except (Exception, SystemExit) as error:  # whatever somebody's function raises
+        raise Refused(f"{name} cannot be made: {placed(error)}") from error
+    if not isinstance(environment, gymnasium.Env):
+        raise Refused(f"{name} returned {type(environment).__name__}, not a gymnasium.Env")
+    limit = time_limit(environment)
+    environment.close()
+    _given[name] = made(name, Maker(function), _limited(name, limit, "wrap it in gymnasium.wrappers.TimeLimit"))
+    return _given[name]
+
+
+def _function(name: str) -> Task:
+    """The task of a function: one that was given in this process, or one of a module, `module:name()`."""
+    if name in _given:
+        return _given[name]
+    module, _, attribute = name.removesuffix(ENDING).rpartition(":")
+    if not module:
         raise Refused(
-            f"task {name!r} has no time limit{told}, so that an episode may never end: register it with "
-            "max_episode_steps"
+            f"task {name!r} was made by a function of a Python session: go on there, with resume(folder, ..., env=...)"
         )
-    return Task(name, "gym", name, horizon=int(limit))
+    _import(name, module)
+    function = getattr(sys.modules[module], attribute, None)
+    if not callable(function) or name_of(function) != name:
+        raise Refused(f"task {name!r}: {module} was imported and has no function {attribute}")
+    return given(function)
 
 
 def names() -> list[str]:
@@ -302,16 +347,18 @@ def names() -> list[str]:
 
 def family(name: str) -> str:
     """The family of the task of that name, without importing a module that the name begins with."""
-    return "gym" if ":" in name else find(name).family
+    return "gym" if ":" in name or name.endswith(ENDING) else find(name).family
 
 
 def find(name: str) -> Task:
     """The task of that name: the table's, else the installed Gymnasium environment of that id.
 
-    `module:id` imports the module first, which registers the environment.
+    `module:id` imports the module first, which registers the environment; `module:name()` calls a function of it.
     """
     if name in _TASKS:
         return _TASKS[name]
+    if name.endswith(ENDING):
+        return _function(name)
     module, colon, identifier = name.partition(":")
     if colon:
         _import(name, module)

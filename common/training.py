@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from pathlib import Path
@@ -70,7 +69,7 @@ class Session:
         self.reporter = Reporter(directory, console, task, run, self.progress, self.seeds, labels)
 
         sizes = () if data is None else (data.observation.shape[1], data.action.shape[1])
-        make = functools.partial(environments.make_named, task.name, *sizes)
+        make = environments.maker_of(task, *sizes)
         self.collector: Collector | None = None
         if "online" in self.progress.phases:
             self.collector = Collector(make, task, self.seeds, repeats=not run.single_environment)

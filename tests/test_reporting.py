@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from common import curves, points, tasks, terminal
+from common import curves, points, reporting, tasks, terminal
 from common.commandline import Run
 from common.evaluation import Outcome
 from common.progress import Left, Progress
@@ -223,6 +223,31 @@ def test_seeds_of_one_setting_have_a_mean(tmp_path, labels):
 
 
 # ---------------------------------------------------------------- the curve
+
+
+def test_the_curve_is_there_from_the_first_evaluation_on_and_takes_a_fiftieth_of_the_time(tmp_path, monkeypatch):
+    now, drawn = [100.0], []
+
+    def draw(directory, *_):
+        drawn.append((now[0], len(directory.evaluations.rows())))
+        now[0] += 0.5
+
+    monkeypatch.setattr(reporting, "draw_curve", draw)
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: now[0])
+    steps = Progress({"offline": 100}, step=0)
+    told = reporter(tmp_path, screen(interactive=False), [""], steps)
+    with told.live():
+        for _ in range(6):
+            steps.step += 10
+            told.evaluated(outcomes(1.0))
+            now[0] += 10
+        assert drawn == [(100.0, 1), (130.5, 4)]  # 25 seconds for half a one
+        told.interrupted(True)
+        assert drawn[2:] == [(161.0, 6)]
+        steps.step = 100
+        told.evaluated(outcomes(1.0))
+    told.finish(1000)
+    assert [count for _, count in drawn[3:]] == [7]
 
 
 @pytest.mark.parametrize(

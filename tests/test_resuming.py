@@ -18,6 +18,8 @@ from common import command, commandline, launch, resuming
 from common.errors import Refused
 from common.runs import RunDirectory
 
+FOLDER = RunDirectory(Path("runs/x"), "1")
+
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 --batch-size 8 --offline-steps 30 --log-every 10 --eval-every 30 "
     "--eval-episodes 1 --checkpoint-every 10 --eval-workers 0 --dataset npz:data.npz"
@@ -215,20 +217,20 @@ def test_data_are_noted_once_they_have_moved(tmp_path):
     ],
 )  # fmt: skip
 def test_a_run_that_ends_early_says_how_it_goes_on(told, expected):
-    with pytest.raises(Refused) as refusal, resuming.telling(Path("runs/x"), Console(file=io.StringIO())):
+    with pytest.raises(Refused) as refusal, resuming.telling(FOLDER, Console(file=io.StringIO())):
         raise Refused(told)
     assert str(refusal.value) == expected
-    with pytest.raises(Refused) as refusal, resuming.telling(Path("runs/x"), Console(), resumable=False):
+    with pytest.raises(Refused) as refusal, resuming.telling(FOLDER, Console(), resumable=False):
         raise Refused(told)
     assert str(refusal.value) == told
 
 
 def test_an_error_says_how_the_run_goes_on_before_its_traceback():
     console = Console(file=io.StringIO(), width=20)
-    with pytest.raises(ZeroDivisionError), resuming.telling(Path("runs/x"), console):
+    with pytest.raises(ZeroDivisionError), resuming.telling(FOLDER, console):
         1 / 0  # noqa: B018
     assert console.file.getvalue() == "ended by an error; continue with --resume runs/x\n"
-    with contextlib.suppress(KeyboardInterrupt), resuming.telling(Path("runs/x"), console):
+    with contextlib.suppress(KeyboardInterrupt), resuming.telling(FOLDER, console):
         raise KeyboardInterrupt  # told elsewhere
     assert console.file.getvalue().count("\n") == 1
 

@@ -24,6 +24,7 @@ transitions of the task by rules that are the same for every source:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,9 +32,10 @@ import numpy as np
 
 from common import environments, recipes
 from common.datasets import doubts, memory
+from common.datasets.arrays import check_keys, check_lengths
 from common.datasets.downloads import is_here, within_reach
 from common.datasets.rows import Episodes, Rows, fingerprint, validate
-from common.datasets.sources import READERS
+from common.datasets.sources import NEEDED, OPTIONAL, READERS, rows_of
 from common.environments import Environment
 from common.errors import Refused
 from common.replay import Batch
@@ -126,6 +128,23 @@ def load(
         if kind == "recipe" and name == task.datasets.get("recipe") and task.default_dataset != source:
             rows.metadata["instead_of"] = task.default_dataset
         return _assemble(task, source, rows)
+
+
+def of_arrays(task: Task, arrays: Mapping[str, Any], source: str = "given:arrays") -> Dataset:
+    """Data of a task from arrays with the keys of D4RL's files, by the rules for files. Raises Refused."""
+    check_keys(source, NEEDED, arrays, arrays)
+    found = {key: np.asarray(arrays[key]) for key in (*NEEDED, *OPTIONAL) if key in arrays}
+    check_lengths(source, {key: len(array) if array.ndim else 0 for key, array in found.items()})
+    return _assemble(task, source, rows_of(task, source, found))
+
+
+def check_counted(data: Dataset) -> None:
+    """Refuse transitions that were not read as others are, and so lack what readers count."""
+    if not {"rows", "source_episodes", "dropped_without_successor"} <= data.metadata.keys():
+        raise Refused(
+            f"{data.source} is a Dataset that no reader made, such as a mix: give its rows as a dict of arrays with "
+            f"the keys {', '.join((*NEEDED, *OPTIONAL))}"
+        )
 
 
 def default_source(task: Task) -> str | None:

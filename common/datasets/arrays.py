@@ -68,7 +68,7 @@ def hdf5(
             for dataset in there.values():
                 check_readable(source, path, dataset)
             headers = {key: header_of(dataset) for key, dataset in there.items()}
-            _check_lengths(source, headers)
+            check_lengths(source, {key: header.shape[0] for key, header in headers.items()})
             memory.check(source, estimate(headers))
             unwritten = [key for key, dataset in there.items() if is_unwritten(dataset)]
             return {key: np.atleast_1d(dataset[()]) for key, dataset in there.items()}, unwritten
@@ -138,7 +138,7 @@ def archive(
                 if key in members:
                     with file.open(members[key]) as stream:
                         headers[key] = _npy_header(key, stream, members[key].file_size)[0]
-            _check_lengths(source, headers)
+            check_lengths(source, {key: header.shape[0] for key, header in headers.items()})
             memory.check(source, estimate(headers))
             arrays = {}
             for key in headers:
@@ -189,10 +189,9 @@ def check_keys(source: str, needed: Collection[str], present: Collection[str], e
         raise Refused(f"{source} has other keys than it should: no {' and '.join(missing)} in it (it has {found})")
 
 
-def _check_lengths(source: str, headers: Mapping[str, Header]) -> None:
-    """Refuse arrays that differ in length from the first."""
-    first, *others = headers
-    rows = {key: header.shape[0] for key, header in headers.items()}
+def check_lengths(source: str, rows: Mapping[str, int]) -> None:
+    """Refuse arrays whose lengths, by their names, differ from the first's."""
+    first, *others = rows
     for key in others:
         if rows[key] != rows[first]:
             told = f"{rows[key]:,} rows of {key} for {rows[first]:,} of {first}"

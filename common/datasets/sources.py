@@ -26,8 +26,8 @@ from common.datasets.rows import Rows, flags, validate
 from common.errors import Refused, one_line
 from common.tasks import Task
 
-_NEEDED = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("timeouts", "next_observations")
+NEEDED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
 
 
 # ----------------------------------------------------------------------------- d4rl:NAME or FILE.hdf5, npz:FILE.npz
@@ -41,7 +41,7 @@ def read_d4rl(task: Task, source: str, name: str) -> Rows:
     fetch(source)
     remedy = "give the path of an HDF5 file, or a name such as hopper-medium-v2"
     path = existing_file(source, file_of("d4rl", name), remedy)
-    arrays, unwritten = hdf5(source, path, _NEEDED, _OPTIONAL, _needed_memory, _again(source))
+    arrays, unwritten = hdf5(source, path, NEEDED, OPTIONAL, _needed_memory, _again(source))
     rows = rows_of(task, source, arrays)
     # Flags may well be left as they were created, if nothing ended.
     told = [key for key in unwritten if key not in ("terminals", "timeouts")]
@@ -52,7 +52,7 @@ def read_d4rl(task: Task, source: str, name: str) -> Rows:
 def read_npz(task: Task, source: str, name: str) -> Rows:
     """A NumPy archive with the keys of D4RL's files."""
     path = existing_file(source, file_of("npz", name), "give the path of a NumPy archive with D4RL's keys")
-    return rows_of(task, source, archive(source, path, _NEEDED, _OPTIONAL, _needed_memory))
+    return rows_of(task, source, archive(source, path, NEEDED, OPTIONAL, _needed_memory))
 
 
 def _again(source: str) -> str:
