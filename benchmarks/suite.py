@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import commandline, counts, datasets, launch, recipes, tasks
+from common.datasets import naming
 from common.datasets.downloads import can_be_downloaded, is_here
 from common.errors import Refused
 from common.rehearsal import rehearse
@@ -125,6 +126,7 @@ def check_source(source: str | None) -> None:
     """Refuse prior data that there cannot be; nothing is read, and what would be downloaded is not asked for."""
     if source is None:
         raise Refused("the task has no prior data of its own; name some with --dataset KIND:WHAT")
+    source = naming.with_kind(source)
     kind, _, name = source.partition(":")
     kinds = (*datasets.READERS, "recipe")
     if kind not in kinds or not name:

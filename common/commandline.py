@@ -24,7 +24,8 @@ class Run:
     env: str = "pointmaze-large"
     """Task: a name from the task table, or any installed Gymnasium id."""
     dataset: str | None = None
-    """Prior data: recipe:NAME, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE, minari:ID, ogbench:NAME. Default: the task's."""
+    """Prior data: a file (.npz, .hdf5, .h5), lerobot:FOLDER, robomimic:FILE, recipe:NAME, d4rl:NAME, minari:ID,
+    ogbench:NAME. Default: the task's."""
     preset: str | None = None
     """A named set of values, laid over the task family's; explicit flags win over both."""
     seed: int = 0

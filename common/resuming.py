@@ -9,20 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
+from common.datasets import naming
 from common.errors import EnvironmentFailed, Refused
 from common.makers import ENDING
 from common.runs import RunDirectory, write_json, writing
 
-FILES = ("d4rl", "npz", "ogbench")
-"""Kinds of sources that may name a file."""
-
 
 def whole(source: str) -> str:
-    """A source that names a file of the present folder, or below it, in full, so that it holds from any other."""
-    kind, _, name = source.partition(":")
-    path = Path(name).expanduser()
-    is_file = kind in FILES and (path.suffix in (".hdf5", ".npz") or path.exists())
-    return f"{kind}:{path.absolute()}" if is_file else source
+    """A source that names a file or folder of the present folder, or below it, in full, so that it holds elsewhere."""
+    kind, place, options = naming.parts(source)
+    path = Path(place).expanduser()
+    if kind not in ("", *naming.FILES) or not (path.suffix.lower() in (*naming.HDF5, ".npz") or path.exists()):
+        return source
+    return f"{kind}{':' * bool(kind)}{path.absolute()}{options}"
 
 
 def began_in(folder: Path, saved: Mapping[str, Any]) -> Path:
@@ -36,7 +35,7 @@ def began_in(folder: Path, saved: Mapping[str, Any]) -> Path:
     if not out.is_absolute() and folder.parts[-len(out.parts) :] == out.parts:
         candidates.insert(0, folder.parents[len(out.parts) - 1])
     candidates = [place for place in (*candidates, Path.cwd()) if place.is_dir()]
-    names = [(run["dataset"] or "").partition(":")[2], *modules(run["env"])]
+    names = [naming.parts(run["dataset"] or "")[1], *modules(run["env"])]
     return max(candidates, key=lambda place: sum(bool(name) and (place / name).exists() for name in names))
 
 

@@ -1,6 +1,6 @@
 """Prior data: a source string -> validated transitions of a task.
 
-Each source's reader (sources.py, minari_sets.py) yields rows of source episodes; `_assemble` turns them into
+Each source's reader (sources.py, *_sets.py) yields rows of source episodes; `_assemble` turns them into
 transitions of the task by rules that are the same for every source:
 
 - A row needs its successor. Where the source does not store it, it is the next row of the same source episode; the last
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import environments, recipes
-from common.datasets import doubts, memory
+from common.datasets import doubts, memory, naming
 from common.datasets.arrays import check_keys, check_lengths
 from common.datasets.downloads import is_here, within_reach
 from common.datasets.rows import Episodes, Rows, fingerprint, validate
@@ -103,17 +103,21 @@ def load(
 ) -> Dataset | None:
     """The task's prior data from `source`, by default `default_source`; None for a Gymnasium id without a source.
 
+    `source` is KIND:WHAT, or a file or folder that is told by its contents (naming.py).
+
     `progress` is called while a recipe makes its data, `announce` with lines that say what is made in place of what and
     how long it takes: see `recipes.make`.
     """
     asked, source = source, source or default_source(task)
     if source is None:
         return None
+    source = naming.with_kind(source)
     kind, _, name = source.partition(":")
     if kind not in (*READERS, "recipe") or not name:
         raise Refused(
             f"unknown dataset source {source!r}: the sources are minari:ID, d4rl:NAME, d4rl:FILE.hdf5, npz:FILE.npz, "
-            "ogbench:NAME, recipe:NAME (vd4rl:FOLDER holds images, which no algorithm here learns from yet)"
+            "lerobot:FOLDER, robomimic:FILE.hdf5, ogbench:NAME, recipe:NAME, or a file alone (vd4rl:FOLDER holds "
+            "images, which no algorithm here learns from yet)"
         )
     if announce and asked is None and kind == "recipe" and source != task.default_dataset and not recipes.is_made(name):
         announce(

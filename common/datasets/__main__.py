@@ -12,7 +12,6 @@ Exit status 2, with one line that says what is wrong, for whatever cannot be ser
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -27,8 +26,6 @@ from common.terminal import making
 
 CONSOLE = Console()
 Name = Annotated[str, tyro.conf.Positional]
-KINDS = {".hdf5": "d4rl", ".npz": "npz"}
-"""How the name of a file ends -> the kind of source it is taken for."""
 
 
 def list_tasks() -> None:
@@ -90,16 +87,14 @@ def check(what: Name, env: str) -> None:
     """Read a file as a run would, and show the card or what is wrong with it.
 
     Args:
-        what: A file in D4RL's layout (.hdf5), a NumPy archive (.npz), or a source: ogbench:FILE.npz, vd4rl:FOLDER....
+        what: A file (.hdf5, .h5, .npz), a LeRobot folder, or a source: ogbench:FILE.npz, lerobot:FOLDER?reward=end....
         env: The task it is for; not used for vd4rl.
     """
-    known = what.partition(":")[0] in (*datasets.READERS, "recipe", "vd4rl")
-    source = what if known or Path(what).suffix not in KINDS else f"{KINDS[Path(what).suffix]}:{what}"
-    if source.startswith("vd4rl:"):
-        text = cards.format_pixel_card(cards.pixel_card(pixels.load(source)))
+    if what.startswith("vd4rl:"):
+        text = cards.format_pixel_card(cards.pixel_card(pixels.load(what)))
         CONSOLE.print(text, highlight=False, soft_wrap=True)
         return
-    _show(tasks.find(env), source)
+    _show(tasks.find(env), what)
 
 
 def _published(task: tasks.Task) -> list[str]:

@@ -117,6 +117,10 @@ def format_card(card: dict[str, Any]) -> str:
         expert = "the recipe's own policy" if card["action_counts"] else "D4RL's expert"
         lines["score"] = _spread(card["score_quantiles"], ".1f") + f", percent of {expert}"
     lines["transitions"] += rows
+    if "observed" in card:
+        lines["observed"] = ", ".join(f"{key} ({width})" for key, width in card["observed"].items())
+    if card.get("left_out"):
+        lines["left out"] = ", ".join(card["left_out"])
     lines["episodes"] += f" ({limits:,} terminals are time limits: this task never terminates)" if limits else ""
     if card.get("longer_than_limit"):
         lines["episodes"] += f" ({card['longer_than_limit']:,} longer than the time limit of {card['time_limit']:,})"

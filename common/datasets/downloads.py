@@ -20,6 +20,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from minari.storage.remotes import DEFAULT_REMOTE, get_cloud_storage
 
 from common import recipes, tasks
+from common.datasets import naming
 from common.errors import Refused, one_line
 
 HOST_SECONDS = 4.0
@@ -102,8 +103,8 @@ def host(kind: str) -> str:
 
 
 def file_of(kind: str, name: str) -> Path:
-    """The file of a source that is one, on this machine or to be."""
-    path = Path(name)
+    """The file of a source that is one, or its folder, on this machine or to be."""
+    path = Path(naming.parts(f"{kind}:{name}")[1])
     if kind == "d4rl" and name in D4RL_FILES:
         path = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets", Path(D4RL_FILES[name]).name)
     elif can_be_downloaded(f"{kind}:{name}"):
@@ -165,6 +166,8 @@ def _download_minari(source: str, name: str) -> None:
 def is_here(source: str) -> bool:
     """Whether the data of a source that is no recipe are on this machine."""
     kind, _, name = source.partition(":")
+    if kind == "lerobot":
+        return file_of(kind, name).is_dir()
     return (get_dataset_path(name) / "data").is_dir() if kind == "minari" else file_of(kind, name).is_file()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import Refused
+from common.tasks import Task
 
 
 @dataclass
@@ -60,6 +61,30 @@ def validate(source: str, rows: Rows) -> None:
         raise Refused(f"{source}: observations and next_observations differ in shape")
     rows.terminal = flags(source, "episode ends", rows.terminal, count)
     rows.boundary = flags(source, "episode ends", rows.boundary, count)
+
+
+def until_over(task: Task, rows: Rows) -> Rows:
+    """The rows without those that follow a terminal in the same source episode: robots are recorded a little longer.
+
+    All of them where a terminal ends nothing: in mazes, and where the task never terminates.
+    """
+    if task.reaches_goal or task.never_terminates:
+        return rows
+    episode = np.cumsum(np.append(False, rows.boundary[:-1]))
+    before = np.cumsum(rows.terminal) - rows.terminal
+    starts = np.flatnonzero(np.append(True, rows.boundary[:-1]))
+    keep = before == before[starts][episode]
+    if keep.all():
+        return rows
+    for name in ("observation", "action", "reward", "terminal", "next_observation"):
+        array = getattr(rows, name)
+        setattr(rows, name, None if array is None else array[keep])
+    kept = episode[keep]
+    rows.boundary = np.append(kept[1:] != kept[:-1], True)
+    rows.metadata = rows.metadata | {
+        "left_out": [*rows.metadata["left_out"], f"{int((~keep).sum()):,} rows of episodes that were over"]
+    }
+    return rows
 
 
 def column(array: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@
     d4rl:FILE.hdf5    D4RL's layout, old and new: with or without `timeouts`, `next_observations`, `infos/*`
     npz:FILE.npz      the same keys in a NumPy archive
     ogbench:NAME      an OGBench data set, downloaded once into ~/.ogbench/data, or a file: ogbench:FILE.npz
+    lerobot:FOLDER    a LeRobot data set, v3 or v2.1; ?reward=end and ?keys=... behind it (lerobot_sets.py)
+    robomimic:FILE    robomimic's HDF5; ?keys=... and ?mask=... behind it (robomimic_sets.py)
 
 (`recipe:NAME` is a Minari data set made on this machine: recipes/.) A file is read as arrays of numbers and nothing
 else: no pickle is loaded, and no code that a file names is run. Whatever cannot be read is refused in one line.
@@ -21,7 +23,9 @@ from common import environments
 from common.datasets import memory
 from common.datasets.arrays import Header, all_bytes, archive, existing_file, hdf5
 from common.datasets.downloads import can_be_downloaded, fetch, file_of
+from common.datasets.lerobot_sets import read_lerobot
 from common.datasets.minari_sets import read_minari
+from common.datasets.robomimic_sets import read_robomimic
 from common.datasets.rows import Rows, flags, validate
 from common.errors import Refused, one_line
 from common.tasks import Task
@@ -201,5 +205,7 @@ READERS: dict[str, Reader] = {
     "d4rl": read_d4rl,
     "npz": read_npz,
     "ogbench": read_ogbench,
+    "lerobot": read_lerobot,
+    "robomimic": read_robomimic,
 }
 """Kind of source -> its reader, called with the task, the whole source string and the part after the colon."""
