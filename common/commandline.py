@@ -115,11 +115,14 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--env", default=usual)
     early.add_argument("--preset")
+    early.add_argument("--dataset")
     chosen, _ = early.parse_known_args(arguments)
     asked_for_help = "-h" in arguments or "--help" in arguments
     env = usual if asked_for_help and "--env" not in arguments else chosen.env
     family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
     values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
+    if chosen.dataset is not None:
+        values |= presets.get(f"{family}/--dataset", {})
     if chosen.preset is not None:
         named = helptext.named(presets)
         if chosen.preset not in named:
