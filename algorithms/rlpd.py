@@ -127,6 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 1000,
     },
     "gym": {"offline_ratio": 0.0, "steps": 250_000},
+    "gym/--dataset": {"offline_ratio": 0.5},  # where data are named, for an environment that has none of its own
     # By algorithm, with --preset: laid over the family's.
     "sac": SAC,
     "redq": SAC | {"ensemble": 10, "utd": 20},

@@ -126,10 +126,12 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--env", default=usual)
     early.add_argument("--preset")
+    early.add_argument("--dataset")
     chosen, _ = early.parse_known_args(arguments)
     asked_for_help = "-h" in arguments or "--help" in arguments
     env = usual if asked_for_help and "--env" not in arguments else chosen.env
-    default_run, default_config = usual_values(name, config_class, presets, env, chosen.preset)
+    names_data = chosen.dataset is not None
+    default_run, default_config = usual_values(name, config_class, presets, env, chosen.preset, names_data)
     default_run = dataclasses.replace(default_run, env=chosen.env)
 
     numbers = traced_fields(config_class)
@@ -159,10 +161,17 @@ def parse(arguments: Sequence[str], name: str, description: str, config_class: t
     return checked(Request(command.run, command.config, grid))
 
 
-def usual_values(name: str, config_class: type, presets: Mapping, env: str, preset: str | None) -> tuple[Run, Any]:
-    """The Run and the Config of a task where nothing else is asked for: presets over defaults. Raises Refused."""
+def usual_values(
+    name: str, config_class: type, presets: Mapping, env: str, preset: str | None, names_data: bool
+) -> tuple[Run, Any]:
+    """The Run and the Config of a task where nothing else is asked for: presets over defaults. Raises Refused.
+
+    `names_data`: whether the user names prior data.
+    """
     family = tasks.family(env)  # not yet its module: it may use JAX, which takes its devices but once
     values = presets.get(family, {}) | presets.get(f"{family}/{env}", {})
+    if names_data:
+        values |= presets.get(f"{family}/--dataset", {})
     if preset is not None:
         named = helptext.named(presets)
         if preset not in named:

@@ -60,7 +60,7 @@ def train(
         raise Refused(f"preset={preset!r} beside a config, which is whole: give values instead of the config")
     name = config_class.default_task or Run.env if env is None else task_name(env)
     default_run, default_config = commandline.usual_values(
-        origin.name, config_class, presets_of(agent_class), name, preset
+        origin.name, config_class, presets_of(agent_class), name, preset, dataset is not None
     )
     of_run, of_config = values.divided(config_class, given)
     if isinstance(dataset, str):

@@ -1,4 +1,8 @@
-"""Presets of many tasks at once: those of a row and a column, as papers' tables have them."""
+"""Presets of many tasks at once: those of a row and a column, as papers' tables have them.
+
+An algorithm's PRESETS apply by their names: "family", over it "family/task", over that "family/--dataset" where the
+user names data, and over all "name" and "name/task" with --preset name. Flags win.
+"""
 
 from __future__ import annotations
 

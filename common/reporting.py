@@ -18,6 +18,7 @@ from common.checkpoints import Saving
 from common.commandline import Run
 from common.curves import draw_curve
 from common.evaluation import Outcome
+from common.pacing import StepTimes
 from common.progress import Progress
 from common.runs import RunDirectory
 from common.tasks import Task
@@ -148,8 +149,11 @@ class Reporter:
         kept = f"continue with {self.directory.way}" if resumable else "checkpoints were off"
         self.announce(f"interrupted after step {self.progress.step}; {kept}")
 
-    def finish(self, horizon: int) -> dict[str, Any]:
-        """Draw the curve, write the summary, say the score; `horizon` is the environment's, in steps."""
+    def finish(self, horizon: int, times: StepTimes | None = None, updates: int = 1) -> dict[str, Any]:
+        """Draw the curve, write the summary, say the score; `horizon` is the environment's, in steps.
+
+        `times` are what an online step took, with so many `updates`.
+        """
         progress, count = self.progress, len(self.seeds)
         finals = self._finals()
         ranked = points.ranked(finals, self.labels, self.seeds, self.headline)
@@ -160,6 +164,7 @@ class Reporter:
             "not_finite_at_step": progress.not_finite_at_step,
             "steps_per_second": progress.speed,
             "steps_per_second_with_evaluation": progress.speed_with_evaluation,
+            **({} if times is None else {"online_step_milliseconds": times._asdict()}),
             "learning_seconds": progress.learning_seconds,
             "evaluation_seconds": progress.evaluation_seconds,
             "compile_seconds": progress.compile_seconds,
@@ -173,6 +178,8 @@ class Reporter:
         if self.points > 1:
             for line in points.table(ranked, self.headline):
                 self.announce(line)
+        if times is not None:
+            self.announce(times.line(updates))
         own = len(best["runs"])
         where = f" of the best of {self.points} points, {best['point']}" if self.points > 1 else ""
         self.announce(

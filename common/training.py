@@ -19,6 +19,7 @@ from common.datasets import Dataset
 from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, useful_workers
 from common.means import Means, first_not_finite, known
+from common.pacing import Pace, StepTimes
 from common.policyfiles import PolicyFiles
 from common.programs import Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
@@ -106,6 +107,8 @@ class Session:
         self.prior = None if prior is None else programs.share(prior)
         self.learner = self.fresh_learner(environment.observation_size, environment.action_size)
         self.enter(self.progress.phase)
+        self.pace_online = Pace()
+        """Of the steps of this process that learn."""
         self.action: np.ndarray | None = None
         """The next environment step's actions, [runs, a]; None before the first."""
 
@@ -174,10 +177,11 @@ class Session:
 
     def train(self) -> Result:
         """Every phase that is left, and the summary. Raises EnvironmentFailed, once a checkpoint is written."""
-        stopped = False
+        stopped, times = False, None
         with self.reporter.live(), stops.noting(self.reporter.announce) as watch:
             try:
                 self.learn(watch)
+                times = self.step_times(watch)
             except (Stopped, EnvironmentFailed) as error:
                 if self.checkpoints and self.progress.total_step not in (0, self.kept_at):
                     self.save()
@@ -189,7 +193,16 @@ class Session:
             return Result(self.folder, None, 128 + watch.received)
         if not self.checkpoints:
             self.policies.write(self.programs.host(self.learner.agent))
-        return Result(self.folder, self.reporter.finish(self.horizon), 0)
+        updates = getattr(self.request.config, "utd", 1)
+        return Result(self.folder, self.reporter.finish(self.horizon, times, updates), 0)
+
+    def step_times(self, watch: Watch) -> StepTimes | None:
+        """What an online step takes, by those of this process; None without any."""
+        if not self.pace_online.steps:
+            return None
+        call = self.about_to_act()
+        self.prepare(watch, self.programs.choose, *call)
+        return self.pace_online.times(lambda: np.asarray(self.programs.choose(*call)))
 
     def learn(self, watch: Watch) -> None:
         """Every phase that is left. Raises Stopped and EnvironmentFailed, where a checkpoint can be written."""
@@ -273,6 +286,7 @@ class Session:
                 self.prepare(watch, programs.collect, *self.like_a_step())
             start = time.perf_counter()
             transition, episode = self.collector.step(self.action)
+            played = time.perf_counter()
             progress.step = step
             arguments = (self.learner, self.device_seeds, step, transition, episode, self.collector.observation)
             if step < learning_from:
@@ -286,6 +300,7 @@ class Session:
                 progress.compile_seconds += now - start
             elif step > learning_from:
                 progress.learnt(1, now - start)
+                self.pace_online.note(played - start, now - played)
             if now - shown > SHOWN_EVERY:
                 shown = now
                 self.reporter.advance("online" if metrics else "collecting")

@@ -160,3 +160,31 @@ class Own:
 
 def test_other_commands_read_counts_alike():
     assert counts.cli(Own, args=["--size", "1e5"]).size == 100_000
+
+
+@pytest.mark.parametrize("how", [("--dataset", "npz:a.npz"), ("--dataset=npz:a.npz",)])
+def test_named_data_have_presets_of_their_own_under_named_ones_and_flags(how):
+    known = PRESETS | {"gym/--dataset": {"weight": 3, "dropout": 0.5}, "mine": {"weight": 4}}
+
+    def values(*arguments):
+        config = parse(*arguments, presets=known).config
+        return config.offline_steps, config.weight, config.dropout
+
+    assert values() == (2000, 2, 0.0)
+    assert values(*how) == (2000, 3, 0.5)
+    assert values(*how, "--preset", "mine") == (2000, 4, 0.5)
+    assert values(*how, "--weight", "1", "--dropout", "0") == (2000, 1, 0.0)
+    assert helptext.named(known) == ["mine", "odd", "short"]
+
+
+def test_rlpd_mixes_half_where_data_are_named():
+    from algorithms.rlpd import PRESETS as RLPD
+    from algorithms.rlpd import Config as Own
+
+    def ratio(*arguments):
+        return commandline.parse([*PENDULUM, *arguments], "rlpd", "", Own, RLPD).config.offline_ratio
+
+    named = "--dataset", "npz:a.npz"
+    assert [ratio(), ratio(*named), ratio(*named, "--offline-ratio", "0.25"), ratio(*named, "--preset", "sac")] == [
+        0.0, 0.5, 0.25, 0.0,
+    ]  # fmt: skip

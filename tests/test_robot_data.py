@@ -133,7 +133,7 @@ def write_robomimic(rows, first=8, dones=None):
 
 
 def write_lerobot(rows, version="v3.0", drop=(), rename=None, success=None):
-    """A folder of LeRobot's layout, its episodes over two files, the second one's first."""
+    """A folder of LeRobot's layout, an episode a file, the second one's first."""
     import pyarrow
     import pyarrow.parquet
 
@@ -155,7 +155,7 @@ def write_lerobot(rows, version="v3.0", drop=(), rename=None, success=None):
         tables.append(columns)
         count += length
     shutil.rmtree("demos", ignore_errors=True)
-    names = ["chunk-000/file-002", "chunk-000/file-010", "chunk-001/file-000"]
+    names = ["chunk-000/file-010", "chunk-000/file-002", "chunk-001/file-000"]
     if version == "v2.1":
         names = [f"chunk-000/episode_{number:06d}" for number in range(3)]
     for name, columns in zip(names, tables, strict=True):
@@ -280,12 +280,12 @@ def test_frames_after_the_end_are_left_out(pyarrow):
     assert datasets.load(arm(5), path).terminated.sum() == 2
     import pyarrow.parquet as parquet
 
-    file = Path("demos/data/chunk-000/file-002.parquet")
+    file = Path("demos/data/chunk-000/file-010.parquet")
     table = parquet.read_table(file)
     table = table.rename_columns(["next.done" if name == "next.success" else name for name in table.column_names])
     place = table.column_names.index("next.done")
     parquet.write_table(table.set_column(place, "next.done", [[False, False, True, True, True]]), file)
-    for name in ("chunk-000/file-010", "chunk-001/file-000"):
+    for name in ("chunk-000/file-002", "chunk-001/file-000"):
         path = Path(f"demos/data/{name}.parquet")
         other = parquet.read_table(path)
         path.unlink()
@@ -332,7 +332,7 @@ REFUSALS = {
     ),
     "twice": (
         lambda: shutil.copy("demos/data/chunk-000/file-002.parquet", "demos/data/chunk-000/file-003.parquet"),
-        "frames of episode 0",
+        "frames of episode 1",
     ),
 }
 

@@ -18,6 +18,7 @@ Results go to benchmarks/results/fuzz.{csv,json}; status 1 if anything occurred 
 from __future__ import annotations
 
 import collections
+import json
 import multiprocessing
 import os
 import resource
@@ -55,6 +56,8 @@ class Fuzz:
 
     trials: int = 1000
     """Damaged files of each kind, and as many odd ones."""
+    kinds: tuple[str, ...] = ()
+    """Those to try; all by default. The results are published only of all."""
     seed: int = 0
     """Of the damage and of the oddities."""
 
@@ -90,6 +93,58 @@ def image_rows() -> Arrays:
     }
 
 
+def demonstration_rows() -> Arrays:
+    """The same as robomimic keeps it, in five demonstrations."""
+    rows, demos = sound_rows(), {}
+    for number in range(5):
+        part = {key: array[40 * number : 40 * (number + 1)] for key, array in rows.items()}
+        demos |= {
+            f"data/demo_{number}/{name}": array
+            for name, array in {
+                "obs/object": part["observations"],
+                "next_obs/object": part["observations"] + np.float32(1),
+                "actions": part["actions"],
+                "rewards": part["rewards"],
+                "dones": part["terminals"],
+            }.items()
+        }
+    return demos
+
+
+def frame_rows() -> Arrays:
+    """The same as LeRobot keeps it."""
+    rows = sound_rows()
+    return {
+        "observation.state": rows["observations"],
+        "action": rows["actions"],
+        "next.reward": rows["rewards"],
+        "next.done": rows["terminals"],
+        "episode_index": np.arange(200) // 50,
+        "frame_index": np.arange(200) % 50,
+    }
+
+
+def write_parquet(path: Path, rows: Arrays) -> None:
+    """As LeRobot lays it out, beside its info.json."""
+    import pyarrow.parquet
+
+    def cells(array: np.ndarray) -> pyarrow.Array:
+        flat = pyarrow.array((array.astype(str) if array.dtype.kind == "c" else array).reshape(-1))
+        width = array.size // max(1, len(array)) if array.ndim else 1
+        return pyarrow.FixedSizeListArray.from_arrays(flat, width) if array.ndim > 1 and width else flat
+
+    folder = path.parents[1 if path.suffix == ".json" else 2]
+    features = {key: {"dtype": str(a.dtype), "shape": [*a.shape[1:]] or [1]} for key, a in frame_rows().items()}
+    about = {"codebase_version": "v3.0", "total_episodes": 4, "total_frames": 200, "features": features}
+    for part in ("meta", "data/chunk-000"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "meta/info.json").write_text(json.dumps(about))
+    length = min((len(np.atleast_1d(array)) for array in rows.values()), default=0)
+    columns = {key: cells(np.atleast_1d(array)[:length].copy()) for key, array in rows.items()}
+    table = pyarrow.table({key: column for key, column in columns.items() if len(column) == length})
+    pyarrow.parquet.write_table(table, folder / "data/chunk-000/file-000.parquet")
+
+
 def write_hdf5(path: Path, rows: Arrays) -> None:
     """As h5py writes by default, images compressed."""
     with h5py.File(path, "w") as file:
@@ -116,6 +171,9 @@ KINDS = {
     "d4rl": Kind(sound_rows, write_hdf5, "data.hdf5", "d4rl:{folder}/data.hdf5"),
     "npz": Kind(sound_rows, write_npz, "data.npz", "npz:{folder}/data.npz"),
     "ogbench": Kind(trajectory_rows, write_npz, "data.npz", "ogbench:{folder}/data.npz"),
+    "robomimic": Kind(demonstration_rows, write_hdf5, "data.hdf5", "robomimic:{folder}/data.hdf5"),
+    "lerobot": Kind(frame_rows, write_parquet, "data/chunk-000/file-000.parquet", "lerobot:{folder}"),
+    "lerobot-info": Kind(frame_rows, write_parquet, "meta/info.json", "lerobot:{folder}"),
     "vd4rl": Kind(image_rows, write_hdf5, "data.hdf5", "vd4rl:{folder}"),
     "minari": Kind(None, None, "main_data.hdf5", "minari:headstart/pointmaze-umaze-size300-v0"),
 }
@@ -221,12 +279,14 @@ def main(options: Fuzz) -> int:
     """All trials; the exit status."""
     if options.trials < 1:
         raise Refused(f"--trials must be at least 1, not {options.trials}")
+    if unknown := set(options.kinds) - set(KINDS):
+        raise Refused(f"--kinds {min(unknown)}: the kinds are {', '.join(KINDS)}")
     table, rows, forbidden = Table("kind", "changed", *OUTCOMES), [], []
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["MINARI_DATASETS_PATH"] = str(Path(temporary) / "minari")
         os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing is fetched in place of what is damaged
         reader = Reader()
-        for name, kind in KINDS.items():
+        for name, kind in ((name, KINDS[name]) for name in options.kinds or KINDS):
             if kind.rows is None:
                 folder = Path(temporary) / "minari" / recipes.make("pointmaze-umaze", 300).split(":")[-1] / "data"
             else:
@@ -240,7 +300,8 @@ def main(options: Fuzz) -> int:
             counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
             rng = np.random.default_rng(options.seed)
             for trial in range(2 * options.trials):
-                how = "odd" if trial >= options.trials else "bytes" if kind.rows is None or trial % 3 else "arrays"
+                has_arrays = kind.rows is not None and not kind.file.endswith(".json")
+                how = "odd" if trial >= options.trials else "arrays" if has_arrays and trial % 3 == 0 else "bytes"
                 if how == "odd":
                     (folder / kind.file).write_bytes(whole)
                     done = odd.write(folder / kind.file, kind.rows and kind.rows(), rng)
@@ -266,7 +327,8 @@ def main(options: Fuzz) -> int:
     console.print(table)
     for line in forbidden[:20]:
         console.print(line, highlight=False, markup=False)
-    publish("fuzz", rows, "benchmarks.studies.fuzz", seed=options.seed)
+    if not options.kinds:
+        publish("fuzz", rows, "benchmarks.studies.fuzz", seed=options.seed)
     return int(bool(forbidden))
 
 

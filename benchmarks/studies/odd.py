@@ -7,6 +7,7 @@ exchanged for those that hold the array exactly.
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def write(path: Path, rows: Arrays | None, rng: np.random.Generator) -> list[str
     done: list[str] = []
     if path.suffix == ".npz":
         _write_npz(path, {name: _retyped(name, array, rng, done) for name, array in rows.items()}, rng, done)
+        return done
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows, rng, done)
+        return done
+    if path.suffix == ".json":
+        _rewrite_json(path, rng, done)
         return done
     if rows is None:
         return _rewrite(path, rng)
@@ -93,7 +100,9 @@ def _create(group: h5py.Group, name: str, array: np.ndarray, rng: np.random.Gene
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_layout(h5py.h5d.COMPACT if array.nbytes < 60_000 else h5py.h5d.CONTIGUOUS)
             space, kind = h5py.h5s.create_simple(array.shape), h5py.h5t.py_create(array.dtype, logical=True)
-            h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plan))[...] = array
+            links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+            links.set_create_intermediate_group(True)
+            h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plan, links))[...] = array
         case "linked":
             group[f"kept/elsewhere/{name}"] = array
             group[name] = h5py.SoftLink(f"{group.name.rstrip('/')}/kept/elsewhere/{name}")
@@ -152,6 +161,70 @@ def _write_npz(path: Path, rows: Arrays, rng: np.random.Generator, done: list[st
         if rng.integers(2):
             file.writestr("README.txt", "no array")
             done.append("beside: a text")
+
+
+def _write_parquet(path: Path, rows: Arrays, rng: np.random.Generator, done: list[str]) -> None:
+    """A table whose columns are typed, nested, compressed and ordered in any way that Parquet has, beside others."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {}
+    for name in _shuffled(list(rows), rng):
+        array = rows[name]
+        fitting = [
+            kind for kind in _TYPES if kind != "g" and np.array_equal(array.astype(kind).astype(array.dtype), array)
+        ]
+        if array.dtype.kind == "i":
+            fitting = [kind for kind in fitting if kind[0] == "i"]
+        kind = str(_one(rng, fitting))
+        flat = pyarrow.array(array.astype(kind).reshape(-1))
+        way = "scalars"
+        if array.ndim > 1:
+            way = str(_one(rng, ["list", "large_list", "fixed"]))
+            width, ends = array.shape[1], np.arange(0, array.size + 1, array.shape[1])
+            match way:
+                case "list":
+                    flat = pyarrow.ListArray.from_arrays(ends.astype(np.int32), flat)
+                case "large_list":
+                    flat = pyarrow.LargeListArray.from_arrays(ends, flat)
+                case "fixed":
+                    flat = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+        done.append(f"{name} as {way} of {kind}")
+        columns[name] = flat
+    count = len(rows["action"])
+    extra = {
+        "task": ["größte Übung ∑"] * count,
+        "observation.image": [{"bytes": b"png", "path": None}] * count,
+        "observation.words": [["a"]] * count,
+        "nothing": pyarrow.nulls(count),
+    }
+    columns |= {name: value for name, value in extra.items() if rng.random() < 0.3}
+    written = {
+        "compression": _one(rng, ["none", "snappy", "gzip", "zstd", "brotli", "lz4"]),
+        "row_group_size": int(rng.integers(1, count + 1)),
+        "use_dictionary": bool(rng.integers(2)),
+        "data_page_version": _one(rng, ["1.0", "2.0"]),
+        "data_page_size": int(rng.integers(1, 5000)),
+        "write_page_checksum": bool(rng.integers(2)),
+        "write_statistics": bool(rng.integers(2)),
+    }
+    done.append(str(written))
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, **written)
+
+
+def _rewrite_json(path: Path, rng: np.random.Generator, done: list[str]) -> None:
+    """LeRobot's info.json with other things in it, in another order."""
+    about = json.loads(path.read_text())
+    about |= {"robot_type": "größte", "fps": 30, "splits": {"train": "0:4"}, "video_path": None}
+    features = about["features"] | {
+        "observation.images.top": {"dtype": "video", "shape": [480, 640, 3], "names": ["a"], "info": {"video.fps": 30}},
+        "task_index": {"dtype": "int64", "shape": [1], "names": None},
+    }
+    about["features"] = {name: features[name] for name in _shuffled(list(features), rng)}
+    about = {name: about[name] for name in _shuffled(list(about), rng)}
+    indent = _one(rng, [None, 1, 4])
+    done.append(f"other features, indented by {indent}")
+    path.write_text(json.dumps(about, indent=indent, ensure_ascii=bool(rng.integers(2))))
 
 
 def _one(rng: np.random.Generator, choices: list) -> object:
