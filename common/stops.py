@@ -13,6 +13,7 @@ ends them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -28,6 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 ANSWER = "stopping; again to stop without a checkpoint"
 PATIENCE = 1.0
 """Seconds that the main thread has to come out of one long call, where nothing is lost."""
+AGAIN = 0.05
+"""Seconds to the next try, where it came to nothing."""
 CLEARING = 5.0
 """Seconds that it has then to clear up."""
 LAST_WORDS = 1.0
@@ -75,12 +78,14 @@ class Watch:
         """Have a thread read the signals, whatever the main thread does."""
         reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
+        self.hook_before, sys.unraisablehook = sys.unraisablehook, self.not_raised
         signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self.read, args=(reader,), daemon=True, name="signals").start()
 
     def uninstall(self) -> None:
         """Signals do again what they did before; in a process of its own, which has nothing left to do, they end it."""
         if self.owns_process:
+            sys.unraisablehook = self.hook_before
             signal.set_wakeup_fd(-1)
             self.writer.close()
         for number, handler in self.before.items():
@@ -143,6 +148,21 @@ class Watch:
         self.left.set()
         raise Stopped
 
+    def not_raised(self, unraisable: Any) -> None:
+        """Python's hook for exceptions that it ignores, as in the callbacks of its garbage collector: leave again."""
+        if unraisable.exc_type is not Stopped:
+            self.hook_before(unraisable)
+            return
+        self.left.clear()
+        threading.Thread(target=self.raise_again, daemon=True).start()
+        threading.Thread(target=self.see_it_end, daemon=True).start()
+
+    def raise_again(self) -> None:
+        """Raise Stopped in the main thread, once it is out of where exceptions are ignored."""
+        threading.Event().wait(AGAIN)
+        thread = ctypes.c_ulong(threading.main_thread().ident)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(Stopped))
+
     @contextlib.contextmanager
     def noting(self) -> Iterator[Watch]:
         """Signals are noted inside."""
@@ -201,6 +221,7 @@ def commanding(announce: Callable[[str], None]) -> Iterator[Watch]:
     try:
         yield watch
     except Stopped:
+        watch.left.set()
         status = 128 + watch.received
         watch.answering.join(PATIENCE)
         watch.announce(watch.farewell())

@@ -374,6 +374,11 @@ sys.exit(0)
 """
 WORK = {
     "between two steps": "ready(); time.sleep(60)",
+    # Where Python ignores exceptions.
+    "in a callback of the garbage collector": (
+        "import gc\n    gc.callbacks.append(lambda phase, _: phase == 'stop' or (ready(), time.sleep(60)))\n"
+        "    gc.collect(); time.sleep(60)"
+    ),
     # No handler runs meanwhile.
     "in one long call": "import hashlib; ready(); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
     "compiling": "\n    with stops.noting(print):\n        watch.aside(lambda: (ready(), time.sleep(60)))",

@@ -271,8 +271,9 @@ def main(study: Stops) -> int:
 
 
 def is_sound(row: Mapping[str, Any]) -> bool:
-    """Whether a trial is as it should be."""
-    answered = row["seconds_to_answer"] is not None and not row["traceback"]
+    """Whether a trial is as it should be; before the first line of ours has run, nobody can answer."""
+    unheard = row["stage"] == "importing" and row["status"] == -signal.Signals[row["signal"]]
+    answered = (row["seconds_to_answer"] is not None or unheard) and not row["traceback"]
     return answered and row["resumed_status"] == 0 and row["equal"] and not row["processes_left"]
 
 
