@@ -38,7 +38,7 @@ def examples(name: str, config_class: type, task: str) -> dict[str, str]:
         "another task; five seeds side by side": f"{program} --env {own[0]} --num-seeds 5 --out runs/mine",
         "go on where that run has ended": f"{program} --resume runs/mine",
         "a grid: three seeds of each value": f"{program} --grid.{number} {values} --num-seeds 3",
-        "your own environment and data": f"{program} --env my_module:MyEnv-v0 --dataset npz:my_data.npz",
+        "your own environment and data": f"{program} --env my_module:MyEnv-v0 --dataset my_data.npz",
     }
 
 

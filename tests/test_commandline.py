@@ -144,7 +144,7 @@ def test_the_values_in_help_are_those_of_the_task_and_preset_asked_for(capsys):
 
 def test_examples_of_help_are_understood():
     commands = list(helptext.examples("mine", Config, "pointmaze-large").values())
-    assert commands.pop(4).endswith(" --env my_module:MyEnv-v0 --dataset npz:my_data.npz")
+    assert commands.pop(4).endswith(" --env my_module:MyEnv-v0 --dataset my_data.npz")
     assert commandline.resumed(commands.pop(2).split()[2:]).folder.name == "mine"
     asked = [commandline.parse(command.split()[2:], "mine", "", Config, {}) for command in commands]
     assert [request.run.env for request in asked] == ["pointmaze-large", "pointmaze-umaze", "pointmaze-large"]

@@ -17,7 +17,7 @@ from common.runs import Table, commit, device, versions, write_json
 FOLDER = Path(__file__).parents[1] / "results"
 ROOM = "make room, or have it be yours"
 """What helps where a result cannot be written."""
-FILES = re.compile(r"^((?:--dataset=)?(?:d4rl|npz|ogbench|lerobot|robomimic):)(.+)$")
+FILES = re.compile(r"^((?:--dataset=)?(?:(?:d4rl|npz|ogbench|lerobot|robomimic):|(?=/.*\.(?:npz|hdf5|h5)$)))(.+)$")
 """An argument that names data by a file, or may: the kind, and the path."""
 
 
