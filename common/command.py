@@ -33,6 +33,9 @@ def main(agent_class: type, config_class: type, presets: Mapping[str, Mapping[st
     def announce(text: str) -> None:
         console.print(text, soft_wrap=True)
 
+    if jax.config.jax_enable_x64:
+        jax.config.update("jax_enable_x64", False)
+        announce("JAX_ENABLE_X64 is set, and runs are in single precision all the same")
     with stops.commanding(announce):
         exiting(Path(sys.argv[0]).name, lambda: serve(agent_class, config_class, presets, sys.argv[1:], console))
 

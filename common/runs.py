@@ -81,6 +81,22 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def create_json(path: Path, value: Any) -> None:
+    """As write_json, of a file that must not be there: of several processes one succeeds. Raises FileExistsError."""
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(path)) from None
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def finite(value: Any) -> Any:
     """The same nested value with None for numbers that are not finite."""
     if isinstance(value, Mapping):
@@ -90,6 +106,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+_UNFINISHED = ".config.json.partial"
+"""In the name of what a kill leaves of the first file of a run directory."""
 RESUME = "make room and continue with --resume"
 """What helps where a run under way cannot write."""
 
@@ -177,11 +195,14 @@ class RunDirectory:
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunDirectory:
         """A new directory with its config.json. Raises Refused if it cannot be written or is in use."""
         # A kill right at the start may have left an unfinished config.json, which is nothing to keep.
-        if path.exists() and (not path.is_dir() or any(p.name != ".config.json.partial" for p in path.iterdir())):
-            raise Refused(f"--out {path}: exists already; choose another, or continue it with --resume {path}")
+        exists = f"--out {path}: exists already; choose another, or continue it with --resume {path}"
+        if path.exists() and (not path.is_dir() or any(_UNFINISHED not in p.name for p in path.iterdir())):
+            raise Refused(exists)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "config.json", {"format": FORMAT} | dict(config))
+            create_json(path / "config.json", {"format": FORMAT} | dict(config))
+        except FileExistsError as error:  # another process was faster
+            raise Refused(exists) from error
         except OSError as error:
             raise Refused(f"--out {path}: cannot be written ({error.strerror}); choose a folder you own") from error
         return cls(path, config["id"])

@@ -556,3 +556,14 @@ def test_help_documents_every_hyperparameter_and_imports_nothing_that_learns():
     assert not imported & {"matplotlib", "orbax.checkpoint", "minari", "h5py", "common.training", "common.datasets"}
     for words in ("--target-subset", "clipped double Q-learning", "--grid.discount", "--num-seeds", "line 17"):
         assert words in " ".join(done.stdout.split())
+
+
+def test_of_several_processes_one_has_the_folder(tmp_path, monkeypatch):
+    """Both have seen that there is nothing yet."""
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    first = RunDirectory.create(tmp_path / "run", {"id": "first"})
+    with pytest.raises(Refused, match="exists already"):
+        RunDirectory.create(tmp_path / "run", {"id": "second"})
+    monkeypatch.undo()
+    assert json.loads((first.path / "config.json").read_text())["id"] == "first"
+    assert [path.name for path in first.path.iterdir()] == ["config.json"]
