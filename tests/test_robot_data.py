@@ -361,7 +361,7 @@ def test_memory_is_told_before_frames_are_read(pyarrow, monkeypatch):
     write_robomimic(recording())
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     for source in ("lerobot:demos", "robomimic:demos.hdf5"):
-        assert re.search(r"needs about 0.00 GB of memory to be read, and 0.00 GB are left", refusal(source))
+        assert re.search(r"needs about 0.0 MB of memory to be read, and 0.0 MB are left", refusal(source))
 
 
 # ----------------------------------------------------------------------------- robomimic
