@@ -61,6 +61,8 @@ class Watch:
         """Set once the main thread is on its way out."""
         self.answering: threading.Thread | None = None
         """Says so to the user."""
+        self.parting = threading.Lock()
+        """Held by the thread that says the last line."""
         self.before: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -124,10 +126,15 @@ class Watch:
 
     def end_here(self) -> NoReturn:
         """End the process, at which nothing is lost."""
-        end(128 + self.received, self.announce, self.farewell())
+        text = self.farewell()
+        if not text:
+            threading.Event().wait(CLEARING)  # the main thread is about to
+        end(128 + self.received, self.announce, text)
 
     def farewell(self) -> str:
-        """The last line."""
+        """The last line; empty where another thread has it already, and ends the process."""
+        if not self.parting.acquire(blocking=False):
+            return ""
         return f"interrupted; {self.remedy}" if self.remedy else "interrupted"
 
     def handle(self, number: int, _: Any) -> None:
@@ -224,7 +231,10 @@ def commanding(announce: Callable[[str], None]) -> Iterator[Watch]:
         watch.left.set()
         status = 128 + watch.received
         watch.answering.join(PATIENCE)
-        watch.announce(watch.farewell())
+        if text := watch.farewell():
+            watch.announce(text)
+        else:
+            threading.Event().wait(CLEARING)
     except SystemExit as leaving:
         status = leaving.code
     finally:
