@@ -535,7 +535,8 @@ def test_processes_that_make_data_end_with_the_one_that_needs_them(number):
     assert ends(helper)
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
-        assert said.splitlines() == [stops.ANSWER, "interrupted"]
+        # After which the keeper of multiprocessing's books may have a word about semaphores that it clears up.
+        assert said.splitlines()[:2] == [stops.ANSWER, "interrupted"]
 
 
 def test_the_thread_reads_whatever_comes_at_once():
