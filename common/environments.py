@@ -37,7 +37,6 @@ from gymnasium.spaces import Box, Dict, Discrete
 from common import tasks
 from common.errors import EnvironmentFailed, Refused, placed
 from common.foreign import simulator
-from common.makers import Maker
 from common.tasks import Task
 
 mujoco = simulator()
@@ -365,18 +364,14 @@ def as_d4rl(model: mujoco.MjModel) -> None:
 
 def maker_of(task: Task, *sizes: int) -> Callable[[], Environment]:
     """What makes the environments of a task, as `make` with these sizes does, here and in other processes."""
-    if task.maker:
-        return functools.partial(_make_given, (task.name, task.maker, task.horizon), *sizes)
+    if task.maker:  # by whose name it goes
+        return functools.update_wrapper(functools.partial(make, task, *sizes), task.maker)
     return functools.partial(make_named, task.name, *sizes)
 
 
 def make_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
     """As `make`, by the task's name: in words that another process understands."""
     return make(tasks.find(name), observation_size, action_size)
-
-
-def _make_given(given: tuple[str, Maker, int], *sizes: int) -> Environment:
-    return make(tasks.made(*given), *sizes)
 
 
 @contextlib.contextmanager

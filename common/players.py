@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
+import cloudpickle
 import numpy as np
 
 from common.environments import Environment
-from common.errors import EnvironmentFailed, Refused
+from common.errors import EnvironmentFailed, Refused, one_line
 from common.machine import tied
+from common.makers import name_of
 from common.stops import left_to_parent, sheltered
 
 Schedule = Sequence[Sequence[int]]
@@ -117,9 +117,11 @@ class Elsewhere:
         self.played: list[list[Played]] = []
         """As Here.played; empty until all of them are over."""
         try:
-            beginning = ForkingPickler.dumps((make, count))
-        except pickle.PicklingError as error:
-            raise Lost(str(error)) from error
+            # With what only this process knows, such as a function of a notebook.
+            beginning = cloudpickle.dumps((make, count))
+        except Exception as error:  # whatever the objects that a function refers to raise
+            why = f"{name_of(make)} cannot be sent to a process that plays episodes ({one_line(error)})"
+            raise Lost(why) from error
         # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from common import scores
 from common.errors import Refused, placed
 from common.foreign import simulator
-from common.makers import ENDING, Maker, name_of, time_limit
+from common.makers import ENDING, name_of, time_limit
 
 with contextlib.redirect_stderr(io.StringIO()):  # its release notice
     simulator()  # which the next would import
@@ -65,7 +65,7 @@ class Task:
     """Whether episodes end by the time limit only."""
     reference: tuple[float, float] | None = None
     """Returns of a random and of an expert policy: the score is 0 at the first and 100 at the second."""
-    maker: Maker | None = None
+    maker: Callable[[], gymnasium.Env] | None = None
     """What makes the environment, where it is a function; else the id does."""
 
     @property
@@ -304,11 +304,6 @@ _given: dict[str, Task] = {}
 """Name -> task, of the functions that were given in this process."""
 
 
-def made(name: str, maker: Maker, horizon: int) -> Task:
-    """The task of an environment that a function makes, with this time limit in steps."""
-    return Task(name, "gym", name, horizon=horizon, maker=maker)
-
-
 def given(function: Callable[[], gymnasium.Env]) -> Task:
     """The task of an environment that `function` makes; `find` knows it from now on by its name. Raises Refused."""
     name = name_of(function)
@@ -320,7 +315,8 @@ def given(function: Callable[[], gymnasium.Env]) -> Task:
         raise Refused(f"{name} returned {type(environment).__name__}, not a gymnasium.Env")
     limit = time_limit(environment)
     environment.close()
-    _given[name] = made(name, Maker(function), _limited(name, limit, "wrap it in gymnasium.wrappers.TimeLimit"))
+    horizon = _limited(name, limit, "wrap it in gymnasium.wrappers.TimeLimit")
+    _given[name] = Task(name, "gym", name, horizon=horizon, maker=function)
     return _given[name]
 
 
