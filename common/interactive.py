@@ -22,6 +22,7 @@ from common.errors import Refused
 from common.launch import Given
 from common.runs import RunDirectory
 from common.trained import Trained
+from common.training import Result
 
 Data = str | Dataset | Mapping[str, np.ndarray]
 """Prior data: a source as `--dataset` takes it; transitions; or arrays with the keys of D4RL's files."""
@@ -167,6 +168,6 @@ def presets_of(agent_class: type) -> Mapping[str, Mapping[str, Any]]:
     return next((module["PRESETS"] for module in modules if "PRESETS" in module), {})
 
 
-def returned(result: Any) -> Trained:
+def returned(result: Result) -> Trained:
     """What a session came to, for Python."""
     return Trained(Path(os.path.abspath(result.folder)), result.summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,13 @@ import numpy as np
 
 FEW = 12
 """So many numbers are told one by one, of more the least and the greatest."""
+
+
+def of_runs(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The Config's values and the seed of each run of a command, by its config.json."""
+    grid, first, count = saved["grid"], saved["run"]["seed"], saved["run"]["num_seeds"]
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [saved["config"] | point | {"seed": first + k} for point in points for k in range(count)]
 
 
 def mean(finals: Sequence[Mapping[str, Any]]) -> dict[str, float]:

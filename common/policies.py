@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import exported, policyfiles
+from common import exported, points, policyfiles
 from common.agent import Agent
 from common.errors import Refused, one_line
 from common.exported import Exported, Unusable
 from common.resuming import began_in
-from common.runs import RunDirectory
+from common.runs import RunDirectory, read_config
 
 CHECKPOINTS = "checkpoints"
 ROWS = 40
@@ -57,7 +56,7 @@ def load(path: str | Path, run: int = 0) -> Policy:
                 raise Refused(f"{path}: neither a run directory, nor a checkpoint of one, nor a policy file")
             return Policy(path)
         _, saved = RunDirectory.open(path)
-        runs = saved["run"]["num_seeds"] * int(np.prod([len(values) for values in saved["grid"].values()]))
+        runs = len(points.of_runs(saved))
         if not 0 <= run < runs:
             raise Refused(f"{path}: has no run {run}; runs are 0 ... {runs - 1}")
         file = path / policyfiles.FOLDER / f"{run}.npz"
@@ -129,5 +128,5 @@ def command_of(path: Path) -> tuple[Path, dict[str, Any] | None]:
     """The run directory that a path is or lies in, and its config.json; None where it lies in none."""
     for folder in (path.absolute(), *path.absolute().parents[:2]):
         with contextlib.suppress(OSError, ValueError):
-            return folder, json.loads((folder / "config.json").read_text())
+            return folder, read_config(folder)
     return path.absolute().parent, None

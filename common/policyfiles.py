@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from gymnasium.spaces import Dict
 
-from common import exported
+from common import exported, points
 from common.environments import Environment
 from common.errors import Refused
 from common.portable import Portable
 from common.progress import Progress
-from common.runs import RunDirectory, finite, writing
+from common.runs import RunDirectory, finite, read_config, writing
 
 FOLDER = "policies"
 UNLIKE = 0.05
@@ -48,17 +48,15 @@ def interface(environment: Environment) -> dict[str, Any]:
 
 def provenance(saved: Mapping[str, Any], run: int) -> dict[str, Any]:
     """Where a policy comes from, by the command's config.json; what changes while it learns is missing yet."""
-    grid, seeds = saved["grid"], saved["run"]["num_seeds"]
-    counts = [len(values) for values in grid.values()]
-    point = np.unravel_index(run // seeds, counts) if counts else ()
-    values = {name: values[at] for (name, values), at in zip(grid.items(), point, strict=True)}
+    values = points.of_runs(saved)[run]
+    seed = values.pop("seed")
     return {
         **{key: saved[key] for key in KEPT},
         "task": saved["run"]["env"],
         "dataset": saved["dataset"] and saved["dataset"]["source"],
         "run": run,
-        "seed": saved["run"]["seed"] + run % seeds,
-        "config": saved["config"] | values,
+        "seed": seed,
+        "config": values,
     }
 
 
@@ -106,7 +104,7 @@ class PolicyFiles:
         if self.problem:
             return
         folder = self.directory.path / FOLDER
-        saved = json.loads((self.directory.path / "config.json").read_text())
+        saved = read_config(self.directory.path)
         evaluated = self._evaluated()
         for run in range(len(jax.tree.leaves(agents)[0])):
             if (portable := self._portable(agents, run)) is None:
@@ -149,8 +147,3 @@ def save(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     with temporary.open("wb") as file:
         np.savez(file, about=told, **arrays)
     temporary.replace(path)
-
-
-def names(folder: Path) -> Sequence[str]:
-    """The numbers of the runs with a file, in order."""
-    return sorted((file.stem for file in (folder / FOLDER).glob("[0-9]*.npz")), key=int)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import points
 from common.commandline import Run
 from common.errors import Refused
 from common.runs import read_config
@@ -127,8 +127,5 @@ class Board:
 
     def hyperparameters(self, run: int) -> dict[str, Any]:
         """Those of a run: the Config's at its point of the grid, and its seed."""
-        grid, seeds = self.config["grid"], self.config["run"]["num_seeds"]
-        points = list(itertools.product(*grid.values()))
-        found = self.config["config"] | dict(zip(grid, points[run // seeds], strict=True))
-        found["seed"] = self.config["run"]["seed"] + run % seeds
+        found = points.of_runs(self.config)[run]
         return {name: value if isinstance(value, int | float | str) else str(value) for name, value in found.items()}

@@ -61,6 +61,11 @@ SMALL = (
 ).split()
 
 
+def written(folder: Path) -> list[str]:
+    """The numbers of the runs with a policy file, in order."""
+    return sorted((file.stem for file in (folder / policyfiles.FOLDER).glob("[0-9]*.npz")), key=int)
+
+
 def serve(*arguments: str | Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     status = command.serve(BC, Config, PRESETS, [str(a) for a in arguments], console)
@@ -96,7 +101,7 @@ def weights(path: Path, run: int = 0) -> list[np.ndarray]:
 
 
 def test_every_run_leaves_its_policy(run):
-    assert policyfiles.names(run) == ["0", "1", "2", "3"]
+    assert written(run) == ["0", "1", "2", "3"]
     last = evaluations(run)[-4:]
     for number in range(4):
         about = Exported(run / "policies" / f"{number}.npz").about
@@ -190,7 +195,7 @@ def test_an_interrupted_run_leaves_policies_with_its_checkpoint(flags, run, tmp_
     monkeypatch.setattr(training.Session, "update", interrupted)
     assert serve(*flags, "--checkpoint-every", "1000", "--out", out)[0] == 143
     stopped = policies.load(out, 1).about["provenance"]
-    assert (stopped["step"], policyfiles.names(out)) == (calls[0], ["0", "1", "2", "3"])
+    assert (stopped["step"], written(out)) == (calls[0], ["0", "1", "2", "3"])
     assert stopped["step"] < 20
     assert serve("--resume", out)[0] == 0
     for number in range(4):
