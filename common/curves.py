@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.foreign import figures
-from common.runs import RunDirectory, writing
+from common.runs import RunDirectory, replacing, writing
 
 Figure = figures().Figure
 DASHES = ("-", "--", ":", "-.")
@@ -53,7 +53,6 @@ def draw_curve(directory: RunDirectory, title: str, metric: str, phases: Mapping
     axes.set_title(title, wrap=True)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=columns, fontsize="small", handlelength=3)
-    temporary = directory.path / ".curve.partial.png"
-    with writing(directory.path / "curve.png"):
-        figure.savefig(temporary)
-        temporary.replace(directory.path / "curve.png")
+    picture = directory.path / "curve.png"
+    with writing(picture), replacing(picture) as temporary:
+        figure.savefig(temporary, format="png")

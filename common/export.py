@@ -24,7 +24,7 @@ import tyro
 from common import counts, exported, policies, policyfiles
 from common.errors import Refused, exiting
 from common.exported import Exported
-from common.runs import writing
+from common.runs import replacing, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -58,10 +58,8 @@ def to_numpy(policy: Exported, path: Path) -> None:
 def to_onnx(policy: Exported, path: Path) -> None:
     """Write a policy as an ONNX graph. Raises Refused where it draws, and without the extra `onnx`."""
     content = graph(policy).SerializeToString()
-    temporary = path.with_name(f".{path.name}.partial")
-    with writing(path, REMEDY):
+    with writing(path, REMEDY), replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
 
 
 def graph(policy: Exported) -> onnx.ModelProto:

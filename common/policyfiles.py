@@ -16,7 +16,7 @@ from common.environments import Environment
 from common.errors import Refused
 from common.portable import Portable
 from common.progress import Progress
-from common.runs import RunDirectory, finite, read_config, writing
+from common.runs import RunDirectory, finite, read_config, replacing, writing
 
 FOLDER = "policies"
 UNLIKE = 0.05
@@ -143,7 +143,5 @@ class PolicyFiles:
 def save(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Replace a policy's file at once. Raises OSError."""
     told = np.frombuffer(json.dumps(about, allow_nan=False).encode(), np.uint8)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, about=told, **arrays)
-    temporary.replace(path)

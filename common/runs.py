@@ -74,11 +74,18 @@ def device() -> dict[str, Any]:
     return {"backend": jax.default_backend(), "kind": ", ".join(kinds), "count": jax.device_count(), "cores": cores()}
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to inside, which takes the place of `path` at once when all is written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    yield temporary
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at once; nan and infinity, which JSON lacks, become null."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False, default=str) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False, default=str) + "\n")
 
 
 def create_json(path: Path, value: Any) -> None:
@@ -167,13 +174,14 @@ class Table:
                 self.path.unlink(missing_ok=True)
 
     def _replace(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        with writing(self.path, self.remedy):
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-            temporary.replace(self.path)
+        with (
+            writing(self.path, self.remedy),
+            replacing(self.path) as temporary,
+            temporary.open("w", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def read_config(path: Path) -> dict[str, Any]:

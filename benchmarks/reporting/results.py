@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Refused
-from common.runs import Table, commit, device, versions, write_json
+from common.runs import Table, commit, device, replacing, versions, write_json
 
 FOLDER = Path(__file__).parents[1] / "results"
 ROOM = "make room, or have it be yours"
@@ -30,10 +30,9 @@ def file(name: str, ending: str) -> Path:
 
 def write(path: Path, content: str | bytes) -> None:
     """Replace the file at once. Raises Refused if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise Refused(f"{path}: cannot be written ({error.strerror})") from error
 
