@@ -214,6 +214,7 @@ class Session:
                 self.prepare(watch, self.programs.enter, self.learner.agent, self.device_seeds, phase, self.prior)
                 self.enter(phase)
                 progress.enter(phase)
+                self.prepared.clear()  # agents of another phase have programs of their own
             (self.online if phase == "online" else self.offline)(watch)
 
     def prepare(self, watch: Watch, program: Program, *arguments: Any) -> None:
@@ -269,6 +270,7 @@ class Session:
     def online(self, watch: Watch) -> None:
         """The online phase: one environment step of all runs and one jitted call at a time."""
         progress, run, programs = self.progress, self.request.run, self.programs
+        first = progress.step + 1
         learning_from = max(self.request.config.start_training, progress.step) + 1
         shown = 0.0
         while progress.step < progress.phases["online"]:
@@ -282,7 +284,7 @@ class Session:
             # Before the environments are in another state than the learner.
             if step == learning_from:
                 self.prepare(watch, programs.learn, *self.like_a_step(), self.prior)
-            elif step < learning_from:
+            elif step == first:
                 self.prepare(watch, programs.collect, *self.like_a_step())
             start = time.perf_counter()
             transition, episode = self.collector.step(self.action)
