@@ -132,10 +132,7 @@ def _keys(source: str, features: Mapping[str, int], chosen: str | None) -> list[
         if not keys:
             raise Refused(f"{source} has no observation that is a vector: its features are {', '.join(features)}")
         return keys
-    keys = chosen.split(",")
-    if wrong := [key for key in keys if key not in vectors or keys.count(key) > 1]:
-        raise Refused(f"{source}: no vector of observations, or twice: {wrong[0]!r}; it has {', '.join(vectors)}")
-    return keys
+    return naming.chosen_keys(source, chosen, vectors)
 
 
 def _tables(folder: Path, stem: str) -> list[Path]:

@@ -11,6 +11,7 @@ argument of every command and stands whole in config.json. A path alone is told 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import h5py
@@ -47,6 +48,14 @@ def options(source: str) -> dict[str, str]:
             raise Refused(f"{source}: {kind} takes {known}, each once, not ?{option}")
         found[name] = value
     return found
+
+
+def chosen_keys(source: str, keys: str, vectors: Collection[str]) -> list[str]:
+    """The value of `?keys=`: names of observations among those that are vectors, each once. Raises Refused."""
+    chosen = keys.split(",")
+    if wrong := [key for key in chosen if key not in vectors or chosen.count(key) > 1]:
+        raise Refused(f"{source}: no vector of observations, or twice: {wrong[0]!r}; it has {', '.join(vectors)}")
+    return chosen
 
 
 def with_kind(source: str) -> str:

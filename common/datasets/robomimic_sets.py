@@ -97,10 +97,7 @@ def _keys(source: str, demo: h5py.Group, chosen: str | None) -> list[str]:
     sets = {key: item for key, item in demo["obs"].items() if isinstance(item, h5py.Dataset) and item.shape is not None}
     vectors = sorted(key for key, item in sets.items() if len(header_of(item).shape) in (1, 2))
     if chosen is not None:
-        keys = chosen.split(",")
-        if wrong := [key for key in keys if key not in vectors or keys.count(key) > 1]:
-            raise Refused(f"{source}: no vector of observations, or twice: {wrong[0]!r}; it has {', '.join(vectors)}")
-        return keys
+        return naming.chosen_keys(source, chosen, vectors)
     usual = [key for robot in ("robot0", "robot1") for part in ARM if (key := f"{robot}_{part}") in vectors]
     keys = [*usual, *(["object"] if "object" in vectors else [])] if usual else vectors
     if not keys:
