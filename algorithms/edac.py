@@ -32,22 +32,14 @@ learning rate and rewards as they are.
 
 `--online-steps N` goes on in the environment, minibatches drawn uniformly from data and experience together.
 
-Differences. Hidden layers begin Xavier-uniform and without biases; the last ones begin as theirs, within 0.003 of 0 in
-critics and 0.001 in the actor. An et al. take all gradients before the first step. Their densities, and CORL's, have
-1e-6 inside log(1 - a^2 + 1e-6); here they are exact. One sample a~ serves temperature and actor, as in An et al.; CORL
-draws two. The sum over pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2. On pen-cloned, An et al. take
-the greatest value of ten sampled actions for a target, by the critics themselves and without entropy
-(`--max_q_backup`); here it is y. AntMaze's rewards are -1 per step here, 0 and 1 in CORL. The code of "First Imitate"
-has an episode that a time limit cut terminate, divides the hybrid's loss by its signed value, which turns the actor
-against its critics where the loss is negative, leaves the entropies that would follow out of the last row's return,
-clones actions of +-1 as 1 - 1e-6, here 1 - 1e-5, and has LayerNorm without parameters and with an epsilon of 1e-5, here
-1e-6.
+Differences that meet the eye (all of them: algorithms/README.md). An et al. take all gradients before the first step.
+Their densities, and CORL's, have 1e-6 inside log(1 - a^2 + 1e-6); here they are exact. One sample a~ serves temperature
+and actor, as in An et al.; CORL draws two. The sum over pairs is |sum_i g_i|^2 - sum_i |g_i|^2: N terms instead of N^2.
+The code of "First Imitate" divides the hybrid's loss by its signed value, which turns the actor against its critics
+where the loss is negative.
 
 Published, on D4RL's -v2 data (final scores, CORL's README), EDAC and SAC-N: hopper-medium 102 and 41,
-halfcheetah-medium 68 and 68, walker2d-medium 93 and 87.
-
-Measured, in small: pointmaze-medium 100, ten seeds (benchmarks/results/smoke.csv), hopper-medium-replay 11 after
-30,000 updates with five critics 128 wide, three seeds (local.csv).
+halfcheetah-medium 68 and 68, walker2d-medium 93 and 87. Measured here, in small: algorithms/README.md.
 
     python algorithms/edac.py --env hopper-medium
     python algorithms/edac.py --env hopper-medium --preset imitate-first
