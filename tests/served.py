@@ -1,14 +1,18 @@
 """Commands served in this process, and what they wrote."""
 
 import csv
+import inspect
 import io
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from interruption import stopped_at
 from rich.console import Console
 
-from algorithms.rlpd import PRESETS, RLPD, Config
+from algorithms import rlpd
 from common import command
+from common.agent import Agent
 
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
@@ -17,10 +21,24 @@ SMALL = (
 FILE = Path(command.__file__).parents[1] / "algorithms" / "rlpd.py"
 
 
-def serve(*arguments: str | Path) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    status = command.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
+def agent_of(module: ModuleType) -> type[Agent]:
+    """The agent of an algorithm's file."""
+    (found,) = (c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Agent) and c is not Agent)
+    return found
+
+
+def serving(module: ModuleType, width: int = 200) -> Callable[..., tuple[int, str]]:
+    """The command of an algorithm's file, on a terminal of this width: arguments -> status and what it said."""
+
+    def serve(*arguments: object) -> tuple[int, str]:
+        console = Console(file=io.StringIO(), width=width)
+        status = command.serve(agent_of(module), module.Config, module.PRESETS, [str(a) for a in arguments], console)
+        return status, console.file.getvalue()
+
+    return serve
+
+
+serve = serving(rlpd)
 
 
 def table(path: Path, **only) -> list[dict[str, str]]:

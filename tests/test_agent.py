@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import ACTION, OBSERVATION, random_batch
+from served import agent_of
 
 import algorithms
 from common import agent as base
@@ -24,11 +25,6 @@ MODULES = {
     if path.stem != "__init__"
 }
 SMALL = {"hidden": (8, 8), "actor_hidden": (8, 8), "vae_hidden": (8, 8), "batch_size": 6, "ensemble": 3, "utd": 4}
-
-
-def agent_of(module) -> type[Agent]:
-    (found,) = (c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Agent) and c is not Agent)
-    return found
 
 
 def small(module, **values):

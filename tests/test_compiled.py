@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_agent import MODULES, agent_of, data, small
+from served import agent_of
+from test_agent import MODULES, data, small
 
 from common import tasks
 from common.networks import Critic, Ensemble

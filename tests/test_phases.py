@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from interruption import stopped_at
 from rich.console import Console
-from test_agent import MODULES, agent_of
+from served import agent_of
+from test_agent import MODULES
 
 from common import command, recipes, reporting, tasks, training
 from common.errors import Refused

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from exporting import agent_for, content_of, faces
 from rich.console import Console
+from served import serving
 
-from algorithms.bc import BC, PRESETS, Config
-from common import command, export, films, play, policies, policyfiles, terminal, training
+from algorithms import bc
+from common import export, films, play, policies, policyfiles, terminal, training
 from common.errors import Refused
 from common.exported import Exported
 
@@ -54,6 +55,7 @@ class Line(gymnasium.Env):
         return picture
 
 
+serve = serving(bc)
 gymnasium.register("Line-v0", entry_point=Line, max_episode_steps=12)
 SMALL = (
     "--env Line-v0 --hidden 8 --batch-size 8 --offline-steps 20 --log-every 10 --eval-every 10 --eval-episodes 3 "
@@ -64,12 +66,6 @@ SMALL = (
 def written(folder: Path) -> list[str]:
     """The numbers of the runs with a policy file, in order."""
     return sorted((file.stem for file in (folder / policyfiles.FOLDER).glob("[0-9]*.npz")), key=int)
-
-
-def serve(*arguments: str | Path) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    status = command.serve(BC, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Training from Python: the same requests as the command line's, and what only a session can hand over."""
 
 import dataclasses
-import io
 import json
 import linecache
 import os
@@ -13,7 +12,7 @@ import types
 import gymnasium
 import numpy as np
 import pytest
-from rich.console import Console
+from served import serve
 
 from algorithms import iql, rlpd
 from algorithms.rlpd import PRESETS, RLPD, Config
@@ -49,10 +48,6 @@ def rows(count: int = 60) -> dict[str, np.ndarray]:
         "terminals": np.zeros(count, bool),
         "timeouts": ends,
     }
-
-
-def serve(*arguments) -> int:
-    return command.serve(RLPD, Config, PRESETS, [str(a) for a in arguments], Console(file=io.StringIO()))
 
 
 @pytest.fixture
@@ -212,7 +207,7 @@ def test_functions_and_arrays_train_as_ids_and_files_do(tmp_path, capsys):
     gymnasium.register("Twenty-v0", entry_point=pendulum().spec.entry_point, max_episode_steps=20)
     np.savez(tmp_path / "data.npz", **rows())
     file = f"npz:{tmp_path / 'data.npz'}"
-    assert serve(*FLAGS, "--env", "Twenty-v0", "--dataset", file, "--num-seeds", 2, "--out", tmp_path / "a") == 0
+    assert serve(*FLAGS, "--env", "Twenty-v0", "--dataset", file, "--num-seeds", 2, "--out", tmp_path / "a")[0] == 0
     # A lambda, in a process that plays.
     result = train(
         RLPD, env=lambda: pendulum(), dataset=rows(), num_seeds=2, eval_workers=1, out=tmp_path / "b", **SMALL

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import struct
 import sys
 import types
@@ -12,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
-from rich.console import Console
+from served import serve
 
-from algorithms.rlpd import PRESETS, RLPD, Config
+from algorithms.rlpd import PRESETS, Config
 from common import command, commandline, environments, memory, rehearsal, tasks
 from common.collection import Collector
 from common.commandline import Request, Run
@@ -505,10 +504,6 @@ def test_an_accelerators_own_memory_is_what_counts(monkeypatch, used, fits):
 
 
 # ----------------------------------------------------------------------------- the command
-
-
-def serve(*arguments):
-    return command.serve(RLPD, Config, PRESETS, list(map(str, arguments)), Console(file=io.StringIO()))
 
 
 SMALL = "--offline-ratio 0 --hidden 8 --ensemble 2 --utd 1 --batch-size 8 --start-training 5 --steps 10".split()

@@ -12,24 +12,19 @@ import numpy as np
 import pytest
 from interruption import stopped_at
 from rich.console import Console
+from served import serving
 
-from algorithms.bc import BC, PRESETS, Config
-from common import command, commandline, launch, resuming
+from algorithms import bc
+from common import commandline, launch, resuming
 from common.errors import Refused
 from common.runs import RunDirectory
 
 FOLDER = RunDirectory(Path("runs/x"), "1")
-
+serve = serving(bc, width=80)
 SMALL = (
     "--env InvertedPendulum-v5 --hidden 8 --batch-size 8 --offline-steps 30 --log-every 10 --eval-every 30 "
     "--eval-episodes 1 --checkpoint-every 10 --eval-workers 0 --dataset npz:data.npz"
 ).split()
-
-
-def serve(*arguments: str | Path) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=80)
-    status = command.serve(BC, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
 
 
 def data(path: Path, seed: int = 0) -> None:
@@ -91,10 +86,10 @@ def begun(tmp_path, monkeypatch):
 
     def begin(out: Path, where: Path, began: str | None, *more: str) -> None:
         arguments = [*SMALL, *more, "--out", str(out)]
-        request = commandline.parse(arguments, "bc", "", Config, PRESETS)
+        request = commandline.parse(arguments, "bc", "", bc.Config, bc.PRESETS)
         path = out if out.is_absolute() else where / out
         monkeypatch.chdir(where)
-        launch.begin(BC, request, arguments, launch.tasks.find("InvertedPendulum-v5"), None, 1)
+        launch.begin(bc.BC, request, arguments, launch.tasks.find("InvertedPendulum-v5"), None, 1)
         config = path / "config.json"
         saved = json.loads(config.read_text()) | {"dataset": {"source": "npz:data.npz", "fingerprint": "f"}}
         saved["began_in"] = began

@@ -1,6 +1,5 @@
 """`--single-environment`: collection and evaluation in one instance, as of a robot."""
 
-import io
 import json
 import os
 import signal
@@ -9,13 +8,14 @@ from typing import ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from rich.console import Console
+from served import serving
 
-from algorithms.iql import IQL, PRESETS, Config
-from common import command, training
+from algorithms import iql
+from common import training
 from common.collection import Collector
 from common.errors import Refused
 
+serve = serving(iql)
 FLAGS = (
     "--env headstart-tests/Once-v0 --hidden 8 --batch-size 16 --offline-steps 20 --log-every 10 --eval-every 10 "
     "--eval-episodes 2 --online-steps 20 --checkpoint-every 1000 --single-environment"
@@ -74,12 +74,6 @@ def once():
     Once.is_open, Once.events = False, []
     yield
     del gymnasium.registry["headstart-tests/Once-v0"]
-
-
-def serve(*arguments: object) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    status = command.serve(IQL, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
 
 
 @pytest.fixture

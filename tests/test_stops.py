@@ -1,7 +1,6 @@
 """Signals in every stage: the answer, what is kept, and what a resumed run makes of it."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from served import serving
 from stuck import Failing, Short, Stuck
 
-from algorithms.iql import IQL, PRESETS, Config
-from common import command, evaluation, players, stops, training
+from algorithms import iql
+from common import evaluation, players, stops, training
 from common.checkpoints import Checkpoints
 from common.collection import Collector
 from common.environments import Environment
@@ -27,6 +26,7 @@ from common.players import Elsewhere, Here
 from common.reporting import Reporter
 from common.stops import SIGNALS, Stopped, Watch
 
+serve = serving(iql)
 FLAGS = (
     "--env InvertedPendulum-v5 --hidden 8 --batch-size 16 --offline-steps 30 --log-every 20 --eval-every 10 "
     "--eval-episodes 2 --eval-workers 0 --online-steps 30 --checkpoint-every 1000"
@@ -57,12 +57,6 @@ def flags(tmp_path_factory):
         timeouts=ends & (np.arange(300) >= 150),
     )
     return [*FLAGS, "--dataset", f"npz:{path}"]
-
-
-def serve(*arguments: object) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    status = command.serve(IQL, Config, PRESETS, [str(a) for a in arguments], console)
-    return status, console.file.getvalue()
 
 
 def refused(*arguments: object) -> str:
