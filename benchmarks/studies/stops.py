@@ -244,8 +244,9 @@ def main(study: Stops) -> int:
     if study.trials < 1:
         raise Refused(f"--trials must be at least 1, not {study.trials}")
     count, seed = study.trials, study.seed
-    # What ignores it, as a shell's background does, would have its children ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What ignores one, as what a shell started in the background or with nohup does, would have its children ignore it.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     rows: list[dict[str, Any]] = []
     # Every combination once before any comes again, in an order that mixes them.
     cells = list(itertools.product(RUNS, STAGES, SIGNALS))
