@@ -181,7 +181,7 @@ class Dynamics(struct.PyTreeNode):
             return model.replace(network=network), metrics
 
         def rest(model: Dynamics) -> tuple[Dynamics, Metrics]:
-            return model, {"model_loss": jnp.float32(MISSING)}
+            return model, {"model_loss": jnp.asarray(MISSING, model.best_error.dtype)}
 
         stopped = self.strikes >= patience
         model, metrics = jax.lax.cond(stopped, rest, learn, self)
