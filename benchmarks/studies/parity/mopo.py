@@ -194,8 +194,13 @@ def tensors(batch: dict[str, np.ndarray], rows: slice) -> dict[str, Any]:
     return {name: torch.as_tensor(column[rows]) for name, column in columns.items()}
 
 
-def check(table: h.Table, theirs: Any, ours: Any, real: int, exact: bool, losses: dict[str, str]) -> None:
-    """Losses, and parameters after one and five updates; the first rows are `real`. `losses`: ours -> theirs."""
+def check(
+    table: h.Table, theirs: Any, ours: Any, real: int, exact: bool, losses: dict[str, str], draws: h.Draws | None = None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Losses, and parameters after one and five updates; the first rows are `real`. `losses`: ours -> theirs.
+
+    Returns what either side tells of the first update.
+    """
     start = trees(theirs)
     parts = {part: h.fresh(getattr(ours, part), tree) for part, tree in start.items()}
     ours = ours.replace(phase="offline", **parts)
@@ -204,11 +209,12 @@ def check(table: h.Table, theirs: Any, ours: Any, real: int, exact: bool, losses
         for d in data:
             logs.append(theirs.learn({"real": tensors(d, slice(real)), "fake": tensors(d, slice(real, None))}))
             reached.append(trees(theirs))
-    with h.fixed(h.Draws()):
+    with h.fixed(draws or h.Draws()):
         mine, metrics = h.followed(ours, [mopo.Batch(**h.stacked([d])) for d in data], PARTS)
     for name, their_names in losses.items():
         table.scalar(f"{name} (1st)", metrics[0][name], sum(logs[0][key] for key in their_names.split()))
     table.changes(mine, reached, start, at=(1, 5))
+    return metrics[0], logs[0]
 
 
 def check_policy() -> None:
