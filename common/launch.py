@@ -72,7 +72,7 @@ def run(
         datasets.environment_of(task, data).close()
         sizes = data.observation.shape[1], data.action.shape[1]
     prior = None if data is None else agent_class.prepare(request.config, data, task)
-    check_memory(request, devices, *sizes, prior)
+    check_memory(request, devices, *sizes, prior, agent_class)
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:

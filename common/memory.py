@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -10,36 +12,83 @@ import numpy as np
 from common.commandline import Request
 from common.errors import Refused
 from common.machine import available_memory, in_words
+from common.replay import Batch
 
 PROGRAMS = 2**28
 """Bytes, roughly: the programs, networks and simulations of a command. Arrays of fewer bytes are not what fails."""
 
 
-def check_memory(request: Request, devices: int, observation_size: int, action_size: int, prior: Any = None) -> None:
-    """Refuse a command whose replay buffers and prior data, beside its programs, exceed the memory there is.
+def check_memory(
+    request: Request,
+    devices: int,
+    observation_size: int,
+    action_size: int,
+    prior: Any = None,
+    agent_class: type | None = None,
+) -> None:
+    """Refuse a command whose replay buffers, prior data and agents, beside its programs, exceed the memory there is.
 
-    `prior` are host arrays, which every device gets. Raises Refused.
+    `prior` are host arrays, which every device gets. Agents are counted if their class is given. Raises Refused.
     """
     runs, steps = request.number_of_runs, dict(request.config.phases).get("online", 0)
     row = 4 * (2 * observation_size + action_size + 2)  # float32: two observations, action, reward, mask
     on_host = jax.default_backend() == "cpu"
     sharing = devices if on_host else 1  # those of a CPU share one memory
-    buffers = sharing * -(-runs // devices) * steps * row
+    there = sharing * -(-runs // devices)
+    buffers = there * steps * row
     known = sharing * sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(prior))
-    if buffers + known < PROGRAMS:
+    fields = largest_agent(agent_class, request.config, observation_size, action_size, prior) if agent_class else {}
+    # On a CPU, runs follow one another, and those before a call are kept until all are after it.
+    agents = (1 + on_host) * there * sum(fields.values())
+    if buffers + known + agents < PROGRAMS:
         return
     free = available_memory() if on_host else _free_on_device()
-    fits = free is None or buffers + known + PROGRAMS <= free
-    if fits and not (on_host and _lacks_addresses(buffers, known)):
+    fits = free is None or buffers + known + agents + PROGRAMS <= free
+    if fits and not (on_host and _lacks_addresses(buffers, known + agents)):
         return
-    each = f"{runs} run{'s' * (runs > 1)} x {steps:,} steps x {row:,} bytes"
-    parts = [f"replay buffers of {in_words(buffers)} ({each})"] if buffers else []
+    several = f"{runs} run{'s' * (runs > 1)}"
+    parts = [f"replay buffers of {in_words(buffers)} ({several} x {steps:,} steps x {row:,} bytes)"] if buffers else []
     parts += [f"prior data of {in_words(known)}"] if known else []
+    if agents > PROGRAMS:
+        most = max(fields, key=fields.get)
+        mostly = f", most of it `{most}`" if 2 * fields[most] > sum(fields.values()) else ""
+        twice = "twice " * on_host
+        parts += [f"agents of {in_words(agents)} ({several} x {twice}{in_words(sum(fields.values()))}{mostly})"]
     short = f"where {in_words(free)} are free" if free is not None else "which the system does not give"
     raise Refused(
         f"too little memory: {' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs, {short}; take "
         f"{'fewer online steps, ' * bool(buffers)}fewer runs at once, or a smaller --devices"
     )
+
+
+def largest_agent(
+    agent_class: type, config: Any, observation_size: int, action_size: int, prior: Any
+) -> dict[str, int]:
+    """Bytes of the fields of one run's agent, in the phase in which it is largest. Nothing is computed."""
+    observation, action = (jax.ShapeDtypeStruct((size,), np.float32) for size in (observation_size, action_size))
+    number = jax.ShapeDtypeStruct((), np.float32)
+    example = Batch(observation, action, number, number, observation)
+
+    def in_all_phases(config: Any, key: jax.Array, example: Batch, prior: Any) -> list[Any]:
+        agents = [agent_class.create(config, key, example, prior)]
+        for phase, steps in config.phases:
+            if steps:
+                agents.append(agents[-1].enter(phase, key, prior))
+        return agents
+
+    known = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), jax.tree.map(np.asarray, prior))
+    agents = jax.eval_shape(in_all_phases, config, jax.eval_shape(lambda: jax.random.key(0)), example, known)
+
+    def sizes(agent: Any) -> dict[str, int]:
+        parts = {
+            f.name: getattr(agent, f.name) for f in dataclasses.fields(agent) if f.metadata.get("pytree_node", True)
+        }
+        return {
+            name: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part))
+            for name, part in parts.items()
+        }
+
+    return max(map(sizes, agents), key=lambda fields: sum(fields.values()))
 
 
 def _free_on_device() -> int | None:

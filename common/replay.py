@@ -77,6 +77,14 @@ class Replay(struct.PyTreeNode):
         rows = jax.tree.map(lambda buffer, x: buffer.at[position].set(x), self.rows, transition)
         return self.replace(rows=rows, inserted=self.inserted + 1)
 
+    def extend(self, rows: Batch, kept: jax.Array) -> Self:
+        """The buffer with those of many transitions [n, ...] added that are `kept`, bool [n], in their order: at most
+        as many as it holds."""
+        place = jnp.where(kept, (self.inserted + jnp.cumsum(kept) - 1) % self.capacity, self.capacity)
+        # A place behind the last one is none, and the row is left out.
+        added = jax.tree.map(lambda buffer, x: buffer.at[place].set(x, mode="drop"), self.rows, rows)
+        return self.replace(rows=added, inserted=self.inserted + kept.sum(dtype=jnp.int32))
+
 
 def sample(key: jax.Array, rows: Batch, size: jax.Array | int, shape: tuple[int, ...]) -> Batch:
     """Transitions drawn uniformly with replacement from the first `size` rows: arrays [*shape, ...]."""

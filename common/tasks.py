@@ -37,6 +37,57 @@ gymnasium.register_envs(gymnasium_robotics)
 LONGEST = 2**31 - 1
 """Steps: no time limit is as long; episodes count theirs in 32 bits."""
 
+Termination = Callable[[Any, Any], Any]
+"""Of transitions, observations that they lead to [..., o] and training rewards [...], whether their episodes terminate
+there, bool [...]; of NumPy's arrays or of JAX's."""
+
+
+def never(next_observation: Any, reward: Any) -> Any:
+    """Episodes end by their time limit only: a `Termination`."""
+    return reward > np.inf
+
+
+def hopper_falls(next_observation: Any, reward: Any) -> Any:
+    """Gymnasium's Hopper is unhealthy: a `Termination`. Observed velocities are clipped far below its bound on them."""
+    height, angle, others = next_observation[..., 0], next_observation[..., 1], next_observation[..., 1:]
+    return ~((height > 0.7) & (abs(angle) < 0.2) & (abs(others) < 100).all(-1))
+
+
+def walker2d_falls(next_observation: Any, reward: Any) -> Any:
+    """Gymnasium's Walker2d is unhealthy: a `Termination`."""
+    height, angle = next_observation[..., 0], next_observation[..., 1]
+    return ~((height > 0.8) & (height < 2.0) & (abs(angle) < 1.0))
+
+
+def pendulum_falls(next_observation: Any, reward: Any) -> Any:
+    """Gymnasium's InvertedPendulum leaves the upright: a `Termination`."""
+    return ~(abs(next_observation[..., 1]) <= 0.2)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A goal is reached, which is where the raw reward is 1 and not 0: a `Termination`."""
+
+    scale: float
+    """The task's `reward_scale`."""
+    shift: float
+    """The task's `reward_shift`."""
+
+    def __call__(self, next_observation: Any, reward: Any) -> Any:
+        """Whether a reward is nearer to that of the goal."""
+        return reward > 0.5 * self.scale + self.shift
+
+
+_TERMINATIONS: Mapping[str, Termination] = MappingProxyType(
+    {
+        "Hopper": hopper_falls,
+        "Walker2d": walker2d_falls,
+        "InvertedPendulum": pendulum_falls,
+        **dict.fromkeys(("HalfCheetah", "Pendulum", "Pusher", "Reacher", "Swimmer"), never),
+    }
+)
+"""Gymnasium id without its version -> how its episodes terminate."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -72,6 +123,15 @@ class Task:
     def reaches_goal(self) -> bool:
         """Whether the task is to reach a goal: reward 1 and termination there, else reward 0."""
         return self.family in ("pointmaze", "antmaze")
+
+    @property
+    def termination(self) -> Termination | None:
+        """Which transitions end their episode, as far as that follows from where they lead; None if it is not known."""
+        if self.reaches_goal:
+            return Reached(self.reward_scale, self.reward_shift)
+        if self.never_terminates:
+            return never
+        return None if self.maker else _TERMINATIONS.get(self.environment.rpartition("-v")[0])
 
     @property
     def knows_success(self) -> bool:

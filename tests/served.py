@@ -23,7 +23,8 @@ FILE = Path(command.__file__).parents[1] / "algorithms" / "rlpd.py"
 
 def agent_of(module: ModuleType) -> type[Agent]:
     """The agent of an algorithm's file."""
-    (found,) = (c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Agent) and c is not Agent)
+    own = (kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__)
+    (found,) = (kind for kind in own if issubclass(kind, Agent))
     return found
 
 

@@ -181,6 +181,13 @@ def test_cloning_resumes(tmp_path, monkeypatch, policy):
     assert [r["step"] for r in table(tmp_path / "run" / "metrics.csv") if r["run"] == "1"] == ["5", "10", "15", "20"]
 
 
+MODEL = (
+    "--model-steps 10 --model-hidden 8 --model-weight-decay 0 0 --members 2 --elites 1 --patience 1 "
+    "--model-batch-size 200 --rollout-every 4 --rollout-batch 10 --rollout-length 2 --retained 2"
+).split()
+"""Small models, validated at every second step, that may stop learning; rollouts also after a stop."""
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "at", "phases"),
     [
@@ -188,6 +195,8 @@ def test_cloning_resumes(tmp_path, monkeypatch, policy):
         ("awr", ("--preset", "marwil", "--value-steps", 3, "--actor-steps", 4), (5,), ["offline"] * 4),
         ("bail", ("--envelope-steps", 10, "--validate-every", 3), (5, 10, 20), ["envelope"] * 2 + ["offline"] * 4),
         ("bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4),
+        ("mopo", MODEL, (5, 10, 15, 20), ["model"] * 2 + ["offline"] * 4),
+        ("combo", (*MODEL, "--actions", 2), (5, 20), ["model"] * 2 + ["offline"] * 4),
     ],
 )
 def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name, flags, at, phases):

@@ -13,10 +13,12 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from served import serve
 
+from algorithms import mopo
 from algorithms.rlpd import PRESETS, Config
 from common import command, commandline, environments, memory, rehearsal, tasks
 from common.collection import Collector
 from common.commandline import Request, Run
+from common.dynamics import ModelData
 from common.errors import EnvironmentFailed, Refused
 from common.evaluation import Evaluator, success_rate
 
@@ -486,6 +488,27 @@ def test_addresses_are_needed_twice(monkeypatch):
             with pytest.raises(Refused, match="too little memory"):
                 memory.check_memory(*asked(observation=90, steps=steps, seeds=1))
     assert len(asked_for) == 2
+
+
+def test_what_agents_keep_is_counted_in_the_phase_in_which_it_is_most(monkeypatch):
+    """MOPO's imagined rows, of which there are none before its second phase; nothing is allocated."""
+    config = mopo.Config(rollout_batch=10_000, rollout_length=1, retained=100)
+    rows = np.zeros((50, 11), np.float32), np.zeros((50, 3), np.float32), *[np.zeros(50, np.float32)] * 2
+    prior = ModelData(*rows, np.zeros((50, 11), np.float32), termination=tasks.never)
+    fields = memory.largest_agent(mopo.MOPO, config, 11, 3, prior)
+    assert fields["imagined"] == 1_000_000 * 4 * (2 * 11 + 3 + 2) + 4
+    assert fields["actor"] > 3 * 4 * 256 * 256
+    monkeypatch.setattr(memory, "available_memory", lambda: 1_500_000_000)
+    monkeypatch.setattr(memory, "_lacks_addresses", lambda *_: False)
+    asked = Request(Run(num_seeds=4), config, {}), 1, 11, 3, prior
+    memory.check_memory(*asked, mopo.MOPO)
+    more = Request(Run(num_seeds=8), config, {}), 1, 11, 3, prior
+    memory.check_memory(*more)
+    with pytest.raises(Refused, match=r"agents of [12].\d GB \(8 runs x twice 0.1 GB, most of it `imagined`\)"):
+        memory.check_memory(*more, mopo.MOPO)
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(memory, "_free_on_device", lambda: 1_500_000_000)
+    memory.check_memory(*more, mopo.MOPO)
 
 
 @pytest.mark.parametrize(("used", "fits"), [(0, True), (10**10, False)])

@@ -42,7 +42,8 @@ def real(tree: Any) -> Any:
 def check(name: str) -> None:
     """An algorithm's file with the defaults of its small self, as its offline phase begins."""
     module = importlib.import_module(f"algorithms.{name}")
-    kind = next(c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Agent) and c is not Agent)
+    own = (c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__)
+    kind = next(c for c in own if issubclass(c, Agent))
     fields = {field.name for field in dataclasses.fields(module.Config)}
     config = module.Config(**{k: v for k, v in SMALL.items() if k in fields})
     prior = real(jax.tree.map(jnp.asarray, kind.prepare(config, data(), tasks.find("hopper-medium"))))
