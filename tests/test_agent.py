@@ -24,7 +24,10 @@ MODULES = {
     for path in sorted(Path(algorithms.__file__).parent.glob("*.py"))
     if path.stem != "__init__"
 }
-SMALL = {"hidden": (8, 8), "actor_hidden": (8, 8), "vae_hidden": (8, 8), "batch_size": 6, "ensemble": 3, "utd": 4}
+SMALL = {
+    "hidden": (8, 8), "actor_hidden": (8, 8), "vae_hidden": (8, 8), "batch_size": 6, "ensemble": 3, "utd": 4,
+    "embedding": 8, "context": 4,
+}  # fmt: skip
 
 
 def small(module, **values):

@@ -29,7 +29,11 @@ from common.agent import Agent
 from common.errors import Refused, exiting
 from common.exported import Exported
 
-FILES = sorted(path.stem for path in Path(algorithms.__file__).parent.glob("*.py") if path.stem != "__init__")
+WITH_MEMORY = ("decision_transformer",)
+"""Files whose policies remember their episode; they have none of their own yet."""
+FILES = sorted(
+    path.stem for path in Path(algorithms.__file__).parent.glob("*.py") if path.stem not in ("__init__", *WITH_MEMORY)
+)
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in FILES),
     *(("bc", {"policy": kind}) for kind in ("gaussian", "gmm", "categorical", "vae", "flow")),
