@@ -16,12 +16,11 @@ grows linearly at first (DecisionTransformer.update_once). Discrete actions are 
 the cross entropy, the likeliest one is taken (`--discrete-actions`, the preset of tasks that have them).
 
 The score is that of one return asked for, `--target-return`; without one, of the return of the data's best episode.
-It is a number of the agent and not of what it learns: benchmarks/studies/returns.py plays what was trained once at any
-number of them, where a grid would train for each.
+What is learnt does not depend on it: benchmarks/studies/returns.py asks what was trained once for any number of them.
 
 Once an episode is longer than K, every step moves the window, and what the deeper layers make of a step depends on the
-steps that have left it: keys and values of the last step cannot be kept, if acting shall be what was learnt. So the
-window itself is kept, and computed anew at each step, but for the last layer, of which one token is needed.
+steps that have left it. So no keys and values are kept, or acting would not be what was learnt: the window is computed
+anew at each step, and of the last layer one token.
 
 Differences from the authors' code. Theirs evaluates two returns asked for per task; the presets have the first. 0.001
 is added to the deviations of observations, theirs 1e-6. Predictions of states and returns, which they do not train, are
@@ -31,7 +30,6 @@ their Atari code there are no convolutions, no tanh on tokens, no cosine, and no
 Published, on D4RL's -v2 data (its table 2): hopper-medium 67.6, halfcheetah-medium 42.6, walker2d-medium 74.0;
 hopper-medium-replay 82.7.
 
-    python algorithms/decision_transformer.py --env hopper-medium
     python algorithms/decision_transformer.py --env hopper-medium --target-return 1800
 """
 
@@ -46,12 +44,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from common import command, presets, tasks
+from common import command, portable, presets, tasks
 from common.agent import Agent, Hyperparameters, Metrics, static, traced
+from common.attention import Block
 from common.datasets import Dataset, transforms
 from common.distributions import one_hot_argmax
-from common.errors import Refused
-from common.layers import affine
 from common.networks import Dense, Network, Normaliser, Parameters
 from common.portable import Portable
 from common.replay import Batch, Replay
@@ -139,42 +136,6 @@ class Memory(struct.PyTreeNode):
     """int32 []: environment steps that were played."""
 
 
-class Linear(nn.Module):
-    """A linear layer that begins as GPT-2's: kernel normal with a deviation of 0.02, bias zero."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] to [..., features]."""
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-        return affine(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
-
-
-class Block(nn.Module):
-    """A layer of GPT-2: LayerNorm, attention, then LayerNorm and a hidden layer of ReLU, each added to its input."""
-
-    heads: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, seen: jax.Array, last: int | None = None) -> jax.Array:
-        """Tokens [..., t, e] to [..., t, e], or only those of the `last` so many; `seen` bool [..., t, t] tells which
-        token (of the second axis) a token (of the first) may look at."""
-        width, is_fixed = x.shape[-1], not self.has_rng("dropout")
-        heads = Linear(3 * width)(nn.LayerNorm(epsilon=1e-5)(x)).reshape(*x.shape[:-1], 3, self.heads, -1)
-        query, key, value = (heads[..., part, :, :] for part in range(3))
-        if last is not None:
-            x, query, seen = x[..., -last:, :], query[..., -last:, :, :], seen[..., -last:, :]
-        scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / jnp.sqrt(query.shape[-1]).astype(x.dtype)
-        weights = nn.softmax(jnp.where(seen[..., None, :, :], scores, -jnp.inf))
-        weights = nn.Dropout(self.dropout, deterministic=is_fixed)(weights)
-        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value).reshape(x.shape)
-        x = x + nn.Dropout(self.dropout, deterministic=is_fixed)(Linear(width)(mixed))
-        hidden = nn.relu(Linear(4 * width)(nn.LayerNorm(epsilon=1e-5)(x)))
-        return x + nn.Dropout(self.dropout, deterministic=is_fixed)(Linear(width)(hidden))
-
-
 class Transformer(nn.Module):
     """The action at each state, from the steps up to it."""
 
@@ -260,8 +221,21 @@ class DecisionTransformer(Agent):
         return jax.vmap(first)(flat).reshape(*observation.shape[:-1], -1)
 
     def portable(self) -> Portable:
-        """Refused."""
-        raise Refused("a policy that remembers its episode has no file yet: evaluations are all that plays it")
+        """What `proceed` computes, in layers."""
+        c, own = self.config, self.policy.params["params"]
+        networks: dict[str, list] = {name: [portable.dense(own[name])] for name in ("to_go", "observation", "action")}
+        networks |= {"moments": [("constant", own["moments"]["embedding"])]}
+        networks |= {"tokens": [portable.layer_norm(own["LayerNorm_0"], 1e-5)]}
+        for k in range(c.layers):
+            networks |= {f"{name} {k}": part for name, part in portable.block(own[f"Block_{k}"]).items()}
+        head = [portable.layer_norm(own["LayerNorm_1"], 1e-5), portable.dense(own["head"])]
+        networks |= {"head": head if c.discrete_actions else [*head, ("tanh",)]}
+        numbers = {
+            "context": c.context, "layers": c.layers, "heads": c.heads, "discrete": c.discrete_actions,
+            "action": self.policy.module.action_dim, "return_scale": float(c.return_scale),
+            "asked": float(self.recall().to_go[-1]),
+        }  # fmt: skip
+        return Portable("transformer", networks, numbers, self.normal)
 
     def recall(self) -> Memory:
         """No step yet, and all of the return asked for to go."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exporting import content_of
 from reference import ACTION, OBSERVATION, dense, parameters, random_batch, shaken
 from test_agent import MODULES, fresh
 
@@ -13,6 +14,8 @@ from common import tasks
 from common.commandline import parse
 from common.datasets import Dataset
 from common.evaluation import Evaluator, episode_seed
+from common.exported import Exported, Unusable
+from common.policies import Policy
 from common.programs import Programs
 
 KEY, CONTEXT = jax.random.key(3), 4
@@ -264,6 +267,32 @@ def test_acting_equals_the_whole_forward_pass_in_an_episode_longer_than_the_cont
             np.testing.assert_allclose(actions[t], expected, rtol=1e-3, atol=1e-5)
     if not discrete:
         assert actions.std(axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [Exported, Policy])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_policy_file_remembers_as_the_agent_does(kind, discrete):
+    """Two episodes side by side, beyond the context, the second time after a reset."""
+    agent = make_agent(discrete_actions=discrete, target_return=50.0, return_scale=10.0)
+    agent = jax.tree.map(np.asarray, agent)
+    policy = kind("memory.npz", content_of(agent))
+    rng = np.random.default_rng(5)
+    rewards = rng.normal(size=(2, 15)).astype(np.float32)
+    rewards[:, 0] = 0
+    observations = random_batch(6, 2, 15).observation
+    expected = np.stack([play(agent, *episode)[0] for episode in zip(observations, rewards, strict=True)])
+    for _ in range(2):
+        policy.reset()
+        for step in range(15):
+            found = policy.act(observations[:, step], reward=rewards[:, step])
+            np.testing.assert_allclose(found, expected[:, step], rtol=1e-3, atol=2e-5)
+    with pytest.raises(Unusable, match=r"2 episodes have begun, not 1; call reset first"):
+        policy(observations[0, 0])
+    with pytest.raises(Unusable, match=r"the reward is nan, not a finite number"):
+        policy(observations[:, 0], reward=np.nan)
+    policy.reset()
+    own = policy(observations[0, 0])
+    np.testing.assert_allclose(own, policy.own_units(expected[:1, 0])[0], rtol=1e-3, atol=2e-5)
 
 
 def test_the_return_asked_for_is_that_of_the_best_episode_unless_it_is_named():

@@ -256,7 +256,7 @@ def acting(steps: int = 45) -> None:
         return next(seen), rewards[len(taken) - 1], len(taken) == steps, {}
 
     environment = h.namespace(reset=lambda: next(seen), step=step)
-    normal = (np.asarray(x) for x in (agent.normal.mean, agent.normal.std))
+    normal = (np.array(x) for x in (agent.normal.mean, agent.normal.std))
     with precise(), torch.no_grad():
         played.evaluate_episode_rtg(
             environment, h.OBSERVATION, h.ACTION, model, target_return=3.6, device="cpu",
@@ -268,7 +268,7 @@ def acting(steps: int = 45) -> None:
         ours.append(np.asarray(action))
         reward = rewards[t]
     table.row(f"actions of {steps} steps", h.error(np.stack(ours), np.stack(taken)), "of a context of 20")
-    table.row("return asked for first", agent.recall().to_go[-1] * 1000 - 3600)
+    table.row("return asked for first", float(agent.recall().to_go[-1]) * 1000 - 3600)
 
 
 def main() -> None:
