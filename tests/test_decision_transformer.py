@@ -10,7 +10,7 @@ from reference import ACTION, OBSERVATION, dense, parameters, random_batch, shak
 from test_agent import MODULES, fresh
 
 from algorithms.decision_transformer import PRESETS, Config, DecisionTransformer, Memory, Prior, Windows
-from common import tasks
+from common import helptext, tasks
 from common.commandline import parse
 from common.datasets import Dataset
 from common.evaluation import Evaluator, episode_seed
@@ -360,6 +360,9 @@ def test_evaluations_are_the_same_whatever_runs_beside_them_and_in_however_many_
     # One environment of each run, which plays its episodes one after the other: each forgets the one before.
     assert evaluated(stacked(one, two), [4, 9], most=2)[0] == together
     assert together[0] != together[1]
+    # Three runs on two devices, of which the second has one.
+    spread = evaluated(stacked(one, two, one), [4, 9, 4], devices=2)[0]
+    np.testing.assert_allclose(spread, [*together, together[0]], rtol=1e-4, atol=1e-5)
     assert all(told[0].begins.ravel())
     assert not np.any(told[1].begins)
 
@@ -421,6 +424,7 @@ def test_presets_are_the_authors():
     targets = {"hopper-medium": 3600, "halfcheetah-medium-replay": 12_000, "walker2d-medium-expert": 5000}
     assert {name: config(name).target_return for name in targets} == targets
     assert config("cartpole-mixed").discrete_actions
+    assert {"hopper-medium", "acrobot-mixed"} <= set(helptext.playable(Config))
     assert config("antmaze-umaze").return_scale == 1
     assert Config(heads=3).problem() == "--embedding 128 cannot be divided among --heads 3: name a multiple"
     for preset in PRESETS.values():
