@@ -8,7 +8,7 @@ them in this order.
     enter           when a phase begins, the first one included
     offline         renew, sample, update                                            one call for many steps
     online          after_episode, sample, update, explore                           one call per environment step
-    act             in evaluations
+    act             in evaluations; of an agent that remembers its episode: recall, proceed
     portable        what `act` computes, for policy files (portable.py)
 
 Four have no default: `create`, `act`, one `*_loss` per equation of the paper, and `update_once`, the algorithm box. An
@@ -206,6 +206,15 @@ class Agent(struct.PyTreeNode):
 
     def act(self, observation: jax.Array) -> jax.Array:
         """The evaluated policy: observations [..., observation] to actions [..., action]."""
+        raise NotImplementedError
+
+    def recall(self) -> Any:
+        """What an agent with a memory remembers as an episode begins, of this one episode; None: it has no memory."""
+        return None
+
+    def proceed(self, memory: Any, observation: jax.Array, reward: jax.Array) -> tuple[jax.Array, Any]:
+        """What `act` is to an agent with a memory: the action [a] at an observation [o] of one episode, and the memory
+        after it. `reward` [], the environment's own, came with the observation: of the last action; at first 0."""
         raise NotImplementedError
 
     def explore(self, observation: jax.Array, key: jax.Array) -> jax.Array:

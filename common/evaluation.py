@@ -11,7 +11,7 @@ import numpy as np
 
 from common.environments import Environment
 from common.machine import cores
-from common.players import Elsewhere, Here, Lost, Played
+from common.players import Elsewhere, Here, Lost, Played, Told
 from common.tasks import Task
 
 MOST_ENVIRONMENTS = 64
@@ -88,12 +88,16 @@ class Evaluator:
         step: int,
         heard: Callable[[int], None] = lambda over: None,
         look: Callable[[], None] = lambda: None,
+        telling: Callable[[Told], None] = lambda told: None,
     ) -> list[Outcome]:
         """Play `episodes` episodes per run with `act`: observations [runs, slots, o] to actions [runs, slots, a].
 
         Of a slot whose episodes are over nothing but zeros is seen. Episode k of a run starts from a seed that depends
         on the run's seed, `step` and k alone, so that a run's evaluation is the same whatever runs beside it, and in
         however many processes, where `act` treats a row alike wherever it stands (programs.py).
+
+        `telling` is called before every `act`, with the rewards that led to what is seen, and where episodes begin,
+        [runs, slots], by which a policy with a memory knows what to forget.
 
         `heard` is called at every step with the number of episodes that are known to be over: those of another process
         are when all of its own are. `look` is called between two steps of environments; what it raises leaves the
@@ -106,10 +110,10 @@ class Evaluator:
             for slot in range(self.slots)
         ]
         try:
-            played = self._play(act, schedule, heard, look)
+            played = self._play(act, schedule, heard, look, telling)
         except Lost as loss:
             self._start_alone(loss)
-            played = self._play(act, schedule, heard, look)
+            played = self._play(act, schedule, heard, look, telling)
         outcomes = []
         for run in range(self.runs):
             slots = played[run * self.slots : (run + 1) * self.slots]
@@ -143,9 +147,11 @@ class Evaluator:
         schedule: list[list[int]],
         heard: Callable[[int], None],
         look: Callable[[], None],
+        telling: Callable[[Told], None],
     ) -> list[list[Played]]:
         """The episodes of each slot of all runs."""
         observations: np.ndarray | None = None
+        told = Told.nothing(len(schedule))
         for group, share in self.groups:
             group.begin(schedule[share])
         going = self.groups
@@ -154,16 +160,18 @@ class Evaluator:
             for group, share in going:
                 seen = group.wait(look)
                 if seen is None:
-                    observations[share] = 0
+                    observations[share] = told.rewards[share] = 0
                     continue
                 still.append((group, share))
                 if observations is None:
                     observations = np.zeros((len(schedule), *seen.shape[1:]), np.float32)
                 observations[share] = seen
+                told.rewards[share], told.begins[share] = group.told
             going = still
             if not going:
                 return [episodes for group, _ in self.groups for episodes in group.played]
             heard(sum(len(episodes) for group, _ in self.groups for episodes in group.played))
+            telling(Told(*(x.reshape(self.runs, self.slots) for x in told)))
             actions = np.asarray(act(observations.reshape(self.runs, self.slots, -1))).reshape(len(schedule), -1)
             for group, share in going:
                 group.act(actions[share])

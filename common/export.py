@@ -69,6 +69,8 @@ def graph(policy: Exported) -> onnx.ModelProto:
     except ImportError as error:
         raise Refused("--onnx needs onnx: pip install -e '.[onnx]'") from error
     kind = policy.architecture["kind"]
+    if policy.remembers:
+        raise Refused(f"{policy.path}: a policy that remembers its episode, which a graph here does not; use --npz")
     if kind not in KINDS:
         raise Refused(
             f"{policy.path}: a policy that draws its actions, for which ONNX has no random numbers like JAX'; "

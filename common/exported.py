@@ -10,6 +10,11 @@ returns; an action is within its bounds, or the number of a discrete one. Severa
 seed the action is the one that evaluations take, a function of the observation. With a seed, 0 to 2^32 - 1, it is drawn
 from the policy: the same for the same seed and observation. Policies that know one action only return that.
 
+A policy that `remembers` acts by all that it has seen of an episode, which it must be told of:
+
+    policy.reset()                                  # where an episode begins
+    action = policy(observation, reward=reward)     # the reward of its last action; at first 0
+
 Whatever is wrong with a file or an observation is an Unusable, in one line. `policy.about` says what the file is of:
 its environment's observations and actions, and the run, its seed, step and score.
 
@@ -47,7 +52,7 @@ class Exported:
 
     def __init__(self, path: Any, content: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None):
         """Of a file, or of what `read` would return, where `path` names it. Raises Unusable."""
-        self.path = str(path)
+        self.path, self.memory = str(path), None
         self.about, self.arrays = content or read(path)
         """What the file says, JSON's types, and its weights."""
         if not all(np.isfinite(array).all() for array in self.arrays.values()):
@@ -71,14 +76,24 @@ class Exported:
         except DAMAGES as error:
             raise Unusable(f"{self.path}: not a whole policy file ({_one_line(error)})") from error
 
-    def __call__(self, observation: Any, seed: int | None = None) -> Any:
+    def __call__(self, observation: Any, seed: int | None = None, reward: Any = 0.0) -> Any:
         """The action [a] for an observation [o], or actions [n, a] for [n, o], as float32 or as its bounds are.
 
-        A dictionary holds such arrays. Discrete: its number, or numbers [n]. Raises Unusable.
+        A dictionary holds such arrays. Discrete: its number, or numbers [n]. Of a policy that remembers, the rows are
+        episodes side by side; `reward`, one or [n], is what their last actions have brought. Raises Unusable.
         """
         rows, is_one = self.rows(observation)
-        action = self.own_units(self.act(rows, seed))
+        action = self.own_units(self.act(rows, seed, reward))
         return action[0] if is_one else action
+
+    @property
+    def remembers(self) -> bool:
+        """Whether an action depends on the episode so far."""
+        return self.architecture["kind"] in REMEMBERING
+
+    def reset(self) -> None:
+        """Forget the episodes so far: new ones begin."""
+        self.memory = None
 
     def rows(self, observation: Any) -> tuple[np.ndarray, bool]:
         """Observations as float32 [n, o], and whether it was one, without n. Raises Unusable."""
@@ -93,14 +108,23 @@ class Exported:
             raise Unusable(f"{self.path}: the observation is {flat[tuple(where)]} at {where}, not a finite number")
         return np.atleast_2d(flat), flat.ndim == 1
 
-    def act(self, rows: np.ndarray, seed: int | None = None) -> np.ndarray:
+    def act(self, rows: np.ndarray, seed: int | None = None, reward: Any = 0.0) -> np.ndarray:
         """Actions as environments.py has them: [n, a] in [-1, 1], or one-hot, for observations float32 [n, o].
 
         Raises Unusable.
         """
         if seed is not None and not 0 <= seed < 2**32:
             raise Unusable(f"seed must lie in 0 ... 2^32 - 1, not {seed}")
-        action = self._act(rows, seed)
+        if self.remembers:
+            memory = recall(self.architecture, *rows.shape, self.action_size) if self.memory is None else self.memory
+            if len(memory[0]) != len(rows):
+                raise Unusable(f"{self.path}: {len(memory[0])} episodes have begun, not {len(rows)}; call reset first")
+            rewards = np.zeros(len(rows), np.float32) + np.asarray(reward, np.float32)
+            if not np.isfinite(rewards).all():
+                raise Unusable(f"{self.path}: the reward is {reward}, not a finite number")
+            action, self.memory = self._proceed(memory, rows, rewards)
+        else:
+            action = self._act(rows, seed)
         if not np.isfinite(action).all():
             raise Unusable(f"{self.path}: the action is not finite: the run has diverged")
         return action
@@ -115,6 +139,9 @@ class Exported:
 
     def _act(self, rows: np.ndarray, seed: int | None) -> np.ndarray:
         return act(self.architecture, self.arrays, rows, seed)
+
+    def _proceed(self, memory: tuple, rows: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, tuple]:
+        return proceed(self.architecture, self.arrays, memory, rows, rewards)
 
     def _flat(self, observation: Any) -> np.ndarray:
         """A dictionary as one array; flat ones are also taken."""
@@ -166,6 +193,25 @@ def act(architecture: dict[str, Any], arrays: Any, observation: Any, seed: Any =
     return KINDS[kind](networks, networks("normal", observation), draws)
 
 
+def recall(architecture: dict[str, Any], count: int, observation: int, action: int, xp: Any = np) -> tuple:
+    """What is remembered of `count` episodes that begin: their last steps' observations, actions and returns to go,
+    and how many steps there were."""
+    numbers = architecture["numbers"]
+    steps = count, numbers["context"]
+    to_go = xp.full(steps, numbers["asked"], np.float32)
+    seen, done = xp.zeros((*steps, observation), np.float32), xp.zeros((*steps, action), np.float32)
+    return seen, done, to_go, xp.zeros(count, np.int32)
+
+
+def proceed(
+    architecture: dict[str, Any], arrays: Any, memory: tuple, observation: Any, rewards: Any, xp: Any = np
+) -> tuple[Any, tuple]:
+    """Actions [n, a] of a policy that remembers, and what it remembers then, after observations float32 [n, o] and the
+    rewards [n] that came with them."""
+    networks = Networks(architecture, arrays, xp)
+    return attend(networks, memory, networks("normal", observation), rewards)
+
+
 class Networks:
     """The layers of an architecture with their arrays: called with a network's name and its input."""
 
@@ -185,7 +231,8 @@ class Networks:
             elif layer == "layer norm":
                 mean = x.mean(-1, keepdims=True)
                 variance = xp.maximum(0, (x * x).mean(-1, keepdims=True) - mean * mean)
-                x = (x - mean) / xp.sqrt(variance + np.float32(1e-6)) * own[0] + own[1]
+                small = np.float32(own[2] if len(own) > 2 else 1e-6)
+                x = (x - mean) / xp.sqrt(variance + small) * own[0] + own[1]
             elif layer == "tanh":
                 x = xp.tanh(x)
             elif layer == "clip":
@@ -345,10 +392,55 @@ def greedy(networks: Networks, x: Any, draws: Draws | None) -> Any:
     return xp.where(xp.isnan(values).any(-1, keepdims=True), np.float32(np.nan), chosen.astype(np.float32))
 
 
+def transformer(networks: Networks, x: Any, draws: Draws | None) -> Any:
+    """The first action of an episode, of what `attend` computes."""
+    architecture = {"numbers": networks.numbers}
+    memory = recall(architecture, *x.shape, networks.numbers["action"], xp=networks.xp)
+    return attend(networks, memory, x, networks.xp.zeros(len(x), np.float32))[0]
+
+
+def attend(networks: Networks, memory: tuple, x: Any, rewards: Any) -> tuple[Any, tuple]:
+    """Actions, and the memory after them, of a causal transformer over the last steps, each of which is three tokens:
+    return to go, observation and action."""
+    xp, numbers = networks.xp, networks.numbers
+    context, heads = numbers["context"], numbers["heads"]
+    seen, actions, to_go, steps = memory
+    left = to_go[:, -1] - rewards / np.float32(numbers["return_scale"])
+    new = x, xp.zeros_like(actions[:, 0]), left
+    seen, actions, to_go = (xp.concatenate([a[:, 1:], b[:, None]], 1) for a, b in zip((seen, actions, to_go), new))  # noqa: B905
+    time = steps[:, None] + 1 - context + xp.arange(context)
+    moments = networks("moments", x)
+    moment = moments[xp.clip(time, 0, len(moments) - 1)]
+    parts = (("to_go", to_go[..., None]), ("observation", seen), ("action", actions))
+    tokens = xp.stack([networks(name, part) + moment for name, part in parts], 2)
+    # The last action is not known yet.
+    y = networks("tokens", tokens.reshape(len(x), 3 * context, -1)[:, :-1])
+    count = y.shape[1]
+    real = xp.repeat(time >= 0, 3, axis=1)[:, None, :-1]
+    mask = (real & np.tril(np.ones((count, count), bool)) | np.eye(count, dtype=bool))[:, None]
+    for k in range(numbers["layers"]):
+        parts = networks(f"attention {k}", y).reshape(len(x), count, 3, heads, -1)
+        query, key, value = (xp.swapaxes(parts[:, :, part], 1, 2) for part in range(3))
+        scores = query @ xp.swapaxes(key, 2, 3) / np.float32(math.sqrt(query.shape[-1]))
+        scores = xp.where(mask, scores, -np.float32(np.inf))
+        weights = xp.exp(scores - scores.max(-1, keepdims=True))
+        mixed = xp.swapaxes(weights / weights.sum(-1, keepdims=True) @ value, 1, 2)
+        y = y + networks(f"mixing {k}", mixed.reshape(y.shape))
+        y = y + networks(f"hidden {k}", y)
+    action = networks("head", y[:, -1])
+    if numbers["discrete"]:
+        chosen = action.argmax(-1)[:, None] == xp.arange(action.shape[-1])
+        action = xp.where(xp.isnan(action).any(-1, keepdims=True), np.float32(np.nan), chosen.astype(np.float32))
+    actions = xp.concatenate([actions[:, :-1], action[:, None]], 1)
+    return action, (seen, actions, to_go, steps + 1)
+
+
 KINDS = {"gaussian": gaussian, "mixture": mixture, "categorical": categorical, "variational": variational,
-         "perturbed": perturbed, "flow": flow, "best": best, "greedy": greedy}  # fmt: skip
+         "perturbed": perturbed, "flow": flow, "best": best, "greedy": greedy, "transformer": transformer}  # fmt: skip
 DRAWN = "variational", "flow", "best"
 """Those that draw also without a seed."""
+REMEMBERING = ("transformer",)
+"""Those that remember their episode."""
 
 
 def _one_line(error: BaseException) -> str:

@@ -51,7 +51,9 @@ def grid(config_class: type) -> tuple[str, str]:
 
 
 def playable(config_class: type) -> list[str]:
-    """The tasks of the table whose actions are of the algorithm's kind."""
+    """The tasks of the table whose actions are of the algorithm's kind; all, where it has a hyperparameter for it."""
+    if "discrete_actions" in config_class.__dataclass_fields__:
+        return tasks.names()
     discrete = [name for name in tasks.names() if tasks.find(name).family == "classic"]
     return discrete if config_class.discrete_actions else [name for name in tasks.names() if name not in discrete]
 

@@ -127,12 +127,13 @@ def _episode(environment: Environment, policy: Exported, seed: int, film: films.
     """One episode, and its pictures. Raises EnvironmentFailed, Refused and Unusable."""
     from common.players import Played
 
-    observation, played, over = environment.reset(seed), Played(0.0, False, 0), False
+    observation, played, over, reward = environment.reset(seed), Played(0.0, False, 0), False, 0.0
+    policy.reset()
     while not over:
         if film is not None:
             film.add(_picture(environment))
-        taken = environment.step(policy.act(observation[None])[0])
-        observation, over = taken.next_observation, taken.terminated or taken.truncated
+        taken = environment.step(policy.act(observation[None], reward=reward)[0])
+        observation, over, reward = taken.next_observation, taken.terminated or taken.truncated, taken.reward
         played = Played(played.return_ + taken.reward, played.success or taken.success, played.length + 1)
     if film is not None:
         film.add(_picture(environment))

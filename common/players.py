@@ -2,10 +2,10 @@
 
 A group of environments plays a schedule: for each, the seeds of the episodes that it plays one after the other. `begin`
 starts a schedule; then `wait` returns the observations [environments, o] to act on, and `act` takes the actions
-[environments, a] for them, until `wait` returns None and `played` holds what became of the episodes. Between `act` and
-`wait`, a group in a process of its own is at work while others are. Of an environment whose episodes are over nothing
-but zeros is seen, and it takes no notice of its actions. `look` is called between two steps of environments, and may
-raise what ends the play.
+[environments, a] for them, until `wait` returns None and `played` holds what became of the episodes. `told` has the
+rewards that led to what is seen, and where episodes begin. Between `act` and `wait`, a group in a process of its own is
+at work while others are. Of an environment whose episodes are over nothing but zeros is seen, and it takes no notice of
+its actions. `look` is called between two steps of environments, and may raise what ends the play.
 """
 
 from __future__ import annotations
@@ -51,11 +51,27 @@ class Played(NamedTuple):
     """Environment steps."""
 
 
+class Told(NamedTuple):
+    """What environments tell beside their observations."""
+
+    rewards: np.ndarray
+    """float32 [environments]: of the last actions; 0 where an episode begins, or all are over."""
+    begins: np.ndarray
+    """bool [environments]: whether the observation is an episode's first."""
+
+    @classmethod
+    def nothing(cls, count: int) -> Told:
+        """Of environments that have not been asked yet."""
+        return cls(np.zeros(count, np.float32), np.zeros(count, bool))
+
+
 class Here:
     """A group in this process."""
 
     def __init__(self, make: Callable[[], Environment], count: int):
         self.environments = [make() for _ in range(count)]
+        self.told = Told.nothing(count)
+        """Beside the last observations."""
         self._look: Callable[[], None] = lambda: None
         self.played: list[list[Played]] = []
         """For each environment, its episodes in the order of the schedule, so far."""
@@ -84,23 +100,27 @@ class Here:
 
     def _play(self, schedule: Schedule) -> Generator[np.ndarray, np.ndarray, None]:
         observations = np.zeros((len(self.environments), self.environments[0].observation_size), np.float32)
-        played = self.played
+        played, told = self.played, Told.nothing(len(self.environments))
+        self.told = told
         going = [number for number, seeds in enumerate(schedule) if seeds]
         now = [Played(0.0, False, 0)] * len(schedule)
         for number in going:
             self._look()
             observations[number] = self.environments[number].reset(schedule[number][0])
+            told.begins[number] = True
         while going:
             actions = yield observations
             for number in tuple(going):
                 self._look()
                 taken = self.environments[number].step(actions[number])
-                observations[number] = taken.next_observation
+                observations[number], told.rewards[number] = taken.next_observation, taken.reward
+                told.begins[number] = False
                 return_, success, length = now[number]
                 now[number] = Played(return_ + taken.reward, success or taken.success, length + 1)
                 if not (taken.terminated or taken.truncated):
                     continue
                 played[number].append(now[number])
+                told.rewards[number] = 0
                 if len(played[number]) == len(schedule[number]):
                     going.remove(number)
                     observations[number] = 0
@@ -108,6 +128,7 @@ class Here:
                     now[number] = Played(0.0, False, 0)
                     seed = schedule[number][len(played[number])]
                     observations[number] = self.environments[number].reset(seed)
+                    told.begins[number] = True
 
 
 class Elsewhere:
@@ -116,6 +137,7 @@ class Elsewhere:
     def __init__(self, make: Callable[[], Environment], count: int):
         self.played: list[list[Played]] = []
         """As Here.played; empty until all of them are over."""
+        self.told = Told.nothing(count)
         try:
             # With what only this process knows, such as a function of a notebook.
             beginning = cloudpickle.dumps((make, count))
@@ -161,8 +183,9 @@ class Elsewhere:
             raise self._lost() from error
         if isinstance(reply, Lost | EnvironmentFailed):
             raise reply
-        if isinstance(reply, np.ndarray):
-            return reply
+        if isinstance(reply, tuple):
+            observations, self.told = reply
+            return observations
         self.played = reply
         return None
 
@@ -201,7 +224,7 @@ def serve(descriptor: int) -> None:
             here.begin(connection.recv())
             try:
                 while (observations := here.wait()) is not None:
-                    connection.send(observations)
+                    connection.send((observations, here.told))
                     here.act(connection.recv())
             except EnvironmentFailed as failure:
                 connection.send(failure)

@@ -34,10 +34,16 @@ class Policy(Exported):
         super().__init__(path, content)
         self._weights = jax.tree.map(jnp.asarray, self.arrays)
         self._compiled = jax.jit(functools.partial(exported.act, self.architecture, xp=jnp))
+        self._further = jax.jit(functools.partial(exported.proceed, self.architecture, xp=jnp))
 
     def _act(self, rows: np.ndarray, seed: int | None) -> np.ndarray:
         with jax.default_matmul_precision("highest"):  # an accelerator would round coarsely
             return np.asarray(self._compiled(self._weights, rows, None if seed is None else np.uint32(seed)))
+
+    def _proceed(self, memory: tuple, rows: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, tuple]:
+        with jax.default_matmul_precision("highest"):
+            action, memory = self._further(self._weights, memory, rows, rewards)
+        return np.asarray(action), memory
 
 
 def load(path: str | Path, run: int = 0) -> Policy:

@@ -55,6 +55,18 @@ def dense(params: Parameters) -> Layer:
     return "dense", params["kernel"], params["bias"]
 
 
+def layer_norm(params: Parameters, epsilon: float = 1e-6) -> Layer:
+    """A `LayerNorm`."""
+    return "layer norm", params["scale"], params["bias"], epsilon
+
+
+def block(params: Parameters) -> dict[str, list[Layer]]:
+    """A `Block` of attention.py, as exported.attend has its parts."""
+    first, second = (layer_norm(params[f"LayerNorm_{k}"], 1e-5) for k in range(2))
+    attention, mixing, wide, narrow = (dense(params[f"Linear_{k}"]) for k in range(4))
+    return {"attention": [first, attention], "mixing": [mixing], "hidden": [second, wide, ("relu",), narrow]}
+
+
 def mlp(params: Parameters) -> list[Layer]:
     """An `MLP`, in whichever order."""
     layers: list[Layer] = []

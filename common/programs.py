@@ -186,6 +186,7 @@ class Programs:
         self.learn = Program(self, self._learn, donates=True)
         self.offline = Program(self, self._offline, donates=True)
         self.act = Program(self, self._act)
+        self.proceed = Program(self, self._proceed, donates=True)
 
     def _create(self, config: Any, seeds: jax.Array, example: Batch, prior: Any) -> Any:
         """Fresh agents, for transitions shaped like `example` [runs, ...]."""
@@ -304,6 +305,30 @@ class Programs:
             return jax.lax.map(isolated(agent.act), rows)
 
         return self.over_runs(one_run)(agents, observations)
+
+    def _proceed(
+        self, memory: Any, agents: Any, observations: jax.Array, rewards: jax.Array, begins: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """As `act`, of agents with a memory, [runs, n, ...], which is fresh where an episode `begins`, bool [runs, n]:
+        the actions, and the memory after them. `rewards` [runs, n] are the last actions'."""
+
+        def one_run(memory: Any, agent: Any, *seen: jax.Array) -> tuple[jax.Array, Any]:
+            def one(memory: Any, observation: jax.Array, reward: jax.Array, begins: jax.Array) -> tuple[jax.Array, Any]:
+                memory = jax.tree.map(lambda new, old: jnp.where(begins, new, old), agent.recall(), memory)
+                return agent.proceed(memory, observation, reward)
+
+            if self.width > 1 or jax.default_backend() != "cpu":
+                return jax.vmap(one)(memory, *seen)
+            program = isolated(one)  # each episode as if it were alone, as in `act`
+            return jax.lax.map(lambda arguments: program(*arguments), (memory, *seen))
+
+        return self.over_runs(one_run)(memory, agents, observations, rewards, begins)
+
+    def room(self, agents: Any, count: int) -> Any:
+        """For the memory of `count` episodes of every run, [runs, count, ...], which is filled as they begin; None for
+        agents without a memory."""
+        shapes = jax.eval_shape(jax.vmap(lambda agent: agent.recall()), agents)
+        return self.place(jax.tree.map(lambda x: np.zeros((self.runs, count, *x.shape[1:]), x.dtype), shapes))
 
     def _insert(self, learner: Learner, transition: Batch, episode: Episode) -> Learner:
         experience = jax.vmap(Replay.insert)(learner.experience, transition)

@@ -20,6 +20,7 @@ from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, useful_workers
 from common.means import Means, first_not_finite, known
 from common.pacing import Pace, StepTimes
+from common.players import Told
 from common.policyfiles import PolicyFiles
 from common.programs import Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
@@ -338,10 +339,21 @@ class Session:
         start = time.perf_counter()
         agent, step = self.learner.agent, self.progress.total_step
         episodes, shown = len(self.seeds) * self.request.run.eval_episodes, [0.0]
+        memory, told = self.programs.room(agent, self.evaluator.slots), None
+
+        def telling(latest: Told) -> None:
+            nonlocal told
+            told = latest
 
         def act(observations: np.ndarray) -> np.ndarray:
-            self.prepare(watch, self.programs.act, agent, observations)
-            actions = self.programs.act(agent, observations)
+            nonlocal memory
+            if memory is None:
+                self.prepare(watch, self.programs.act, agent, observations)
+                actions = self.programs.act(agent, observations)
+            else:
+                call = memory, agent, observations, *told
+                self.prepare(watch, self.programs.proceed, *call)
+                actions, memory = self.programs.proceed(*call)
             if not self.policies.is_checked:
                 self.policies.check(self.programs.host(agent), observations, actions)
             return self.playable(actions)
@@ -351,7 +363,7 @@ class Session:
                 shown[0] = time.perf_counter()
                 self.reporter.evaluating(over, episodes)
 
-        outcomes = self.evaluator(act, self.seeds, step, heard, watch.look)
+        outcomes = self.evaluator(act, self.seeds, step, heard, watch.look, telling)
         self.progress.owes_evaluation = False
         self.is_cut = self.request.run.single_environment
         self.reporter.evaluated(outcomes)

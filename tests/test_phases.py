@@ -13,8 +13,9 @@ from rich.console import Console
 from served import agent_of
 from test_agent import MODULES
 
-from common import command, recipes, reporting, tasks, training
+from common import command, play, recipes, reporting, tasks, training
 from common.errors import Refused
+from common.library import load
 from common.programs import Program
 from common.recipes import locomotion
 
@@ -94,7 +95,8 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
     programs = sessions[0].programs
     sizes = {name: p.jitted._cache_size() for name, p in vars(programs).items() if isinstance(p, Program)}
-    assert sizes == {"create": 1, "offline": 1, "act": 1, "choose": 0, "collect": 0, "learn": 0, "enter": 1}
+    never = dict.fromkeys(("choose", "collect", "learn", "proceed"), 0)
+    assert sizes == {"create": 1, "offline": 1, "act": 1, "enter": 1} | never
 
 
 def test_both_phases_are_marked_and_the_switch_is_measured(both):
@@ -251,6 +253,26 @@ def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, 
         assert f"resuming in the {phase} phase after step {step}" in said
     for file, expected in (("metrics.csv", rows), ("eval.csv", evaluations)):
         assert table(tmp_path / "run" / file) == expected
+
+
+@pytest.mark.parametrize("env", ["hopper-medium", "cartpole-mixed"])
+def test_a_policy_that_remembers_resumes_and_its_file_plays_what_was_evaluated(env, tmp_path, monkeypatch):
+    """The evaluations of two runs side by side, and one episode after another in the file of the second."""
+    arguments = f"--env {env} --embedding 8 --layers 1 --context 3 --batch-size 16 --offline-steps 20".split()
+    arguments += (
+        "--warm-up 5 --log-every 5 --eval-every 10 --eval-episodes 2 --checkpoint-every 5 --num-seeds 2".split()
+    )
+    serve("decision_transformer", *arguments, "--out", tmp_path / "whole")
+    said = interrupted(monkeypatch, tmp_path / "run", (5, 10), "decision_transformer", *arguments)
+    assert "resuming in the offline phase after step 10" in said
+    for file in ("metrics.csv", "eval.csv"):
+        assert table(tmp_path / "run" / file) == table(tmp_path / "whole" / file)
+    (*_, last) = table(tmp_path / "whole" / "eval.csv")
+    assert last["run"] == "1"
+    policy = load(tmp_path / "whole", 1)
+    assert policy.remembers
+    returns = play.play(policy, episodes=2).returns
+    np.testing.assert_allclose(returns.mean(), float(last["return_mean"]), rtol=1e-3)
 
 
 def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ For every algorithm file, and every kind of policy that it has, an agent of rand
 of 256, and 10,000 observations of 29 numbers. Compared with its own `act`, compiled by JAX, are exported.py with NumPy
 and the graph with onnxruntime: the largest difference of an action in [-1, 1]. Where a policy chooses, among drawn
 actions, components, bins or discrete actions, two may be as good up to rounding: rows in which another one was chosen
-are counted, and left out of the difference. Policies that draw have no graph. Rows go to
+are counted, and left out of the difference. Policies that draw have no graph, nor have those that remember their
+episode, of which the first action is compared. Rows go to
 benchmarks/results/policies.{csv,json}.
 """
 
@@ -129,7 +130,7 @@ def compare(study: Study, name: str, values: Mapping[str, Any]) -> dict[str, Any
     try:
         session = onnxruntime.InferenceSession(export.graph(policy).SerializeToString())
     except Refused:
-        return row | {"onnx": "draws", "onnx_other_choices": ""}
+        return row | {"onnx": "remembers" if policy.remembers else "draws", "onnx_other_choices": ""}
     found = np.concatenate([session.run(None, {"observation": chunk})[0] for chunk in chunks])
     found = np.eye(sizes[1], dtype=np.float32)[found] if agent.config.discrete_actions else found
     onnx, onnx_other = difference(found, expected, chooses)
