@@ -57,7 +57,8 @@ def check_memory(
     short = f"where {in_words(free)} are free" if free is not None else "which the system does not give"
     raise Refused(
         f"too little memory: {' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs, {short}; take "
-        f"{'fewer online steps, ' * bool(buffers)}fewer runs at once, or a smaller --devices"
+        f"{'fewer online steps, ' * bool(buffers)}{'smaller agents, ' * (agents > PROGRAMS)}fewer runs at once, or a "
+        "smaller --devices"
     )
 
 

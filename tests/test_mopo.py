@@ -213,6 +213,27 @@ def test_minibatches_are_data_first_and_imagined_rows_afterwards(ratio, real):
     assert Config(real_ratio=0.05).real_rows == 12
 
 
+def test_runs_side_by_side_learn_what_they_learn_alone():
+    """Under vmap, where of two models one has stopped, and through rollouts."""
+    prior = make_prior(below_zero)
+    first = make_agent("model", rollout_every=2, patience=1)
+    second = first.replace(dynamics=first.dynamics.replace(strikes=jnp.int32(1), best_error=jnp.zeros(3)))
+    keys, steps = jax.random.split(KEY, 4), 1 + jnp.arange(4)
+
+    def whole(agent):
+        agent, of_model = agent.update_offline(keys, 1 + steps, prior, False)
+        return agent.enter("offline", KEY, prior).update_offline(keys, steps, prior, False), of_model
+
+    together, of_models = jax.jit(jax.vmap(whole))(jax.tree.map(lambda *x: jnp.stack(x), first, second))
+    assert of_models["stopped"].tolist() == [[0] * 4, [1] * 4]
+    alone = jax.jit(whole)
+    for number, agent in enumerate((first, second)):
+        (after, metrics), of_model = alone(agent)
+        assert int(after.imagined.inserted) == int(together[0].imagined.inserted[number]) > 20
+        own = jax.tree.map(lambda x, number=number: x[number], (together[1], of_models))
+        chex.assert_trees_all_close(own, (metrics, of_model), rtol=1e-2, atol=1e-3)
+
+
 def config(task, *arguments) -> Config:
     return parse(["--env", task, *arguments], "mopo", "", Config, PRESETS).config
 
