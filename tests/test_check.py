@@ -217,7 +217,9 @@ def test_the_units_of_a_task_do_not_count():
 def test_a_fault_is_planted_in_a_copy(tmp_path):
     right, wrong = alarm.FAULTS["mask ignored"]
     files = alarm.planted(tmp_path, right, wrong)
-    bootstrapping = "awac bcq bear brac cql discrete_bcq edac fisher_brc iql rebrac redq_adaptive_bc rlpd td3_bc"
+    bootstrapping = (
+        "awac bcq bear brac combo cql discrete_bcq edac fisher_brc iql mopo rebrac redq_adaptive_bc rlpd td3_bc"
+    )
     assert files == [f"{name}.py" for name in bootstrapping.split()]
     assert right not in (tmp_path / "algorithms" / "iql.py").read_text()
     assert right in (alarm.ROOT / "algorithms" / "iql.py").read_text()

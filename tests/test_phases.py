@@ -197,8 +197,8 @@ MODEL = (
         ("awr", ("--preset", "marwil", "--value-steps", 3, "--actor-steps", 4), (5,), ["offline"] * 4),
         ("bail", ("--envelope-steps", 10, "--validate-every", 3), (5, 10, 20), ["envelope"] * 2 + ["offline"] * 4),
         ("bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4),
-        ("mopo", MODEL, (5, 10, 15, 20), ["model"] * 2 + ["offline"] * 4),
-        ("combo", (*MODEL, "--actions", 2), (5, 20), ["model"] * 2 + ["offline"] * 4),
+        ("mopo", MODEL, (5, 15), ["model"] * 2 + ["offline"] * 4),
+        ("combo", (*MODEL, "--actions", 2), (10, 20), ["model"] * 2 + ["offline"] * 4),
     ],
 )
 def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name, flags, at, phases):
