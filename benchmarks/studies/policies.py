@@ -121,7 +121,11 @@ def compare(study: Study, name: str, values: Mapping[str, Any]) -> dict[str, Any
     chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
     compiled, chooses = jax.jit(type(agent).act), kind in CHOOSING
     expected = np.concatenate([np.asarray(compiled(agent, chunk)) for chunk in chunks])
-    found = np.concatenate([policy.act(chunk) for chunk in chunks])
+    acted = []
+    for chunk in chunks:
+        policy.reset()
+        acted.append(policy.act(chunk))
+    found = np.concatenate(acted)
     numpy, numpy_other = difference(found, expected, chooses)
     row = {
         "file": f"{name}.py", "policy": " ".join(f"{key}={value}" for key, value in values.items()), "kind": kind,
