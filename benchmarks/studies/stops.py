@@ -1,18 +1,20 @@
 """Runs stopped by signals at random moments of every stage, and resumed: what was answered, when, and what was kept.
 
-    python -m benchmarks.studies.stops [--trials 200]
+    python -m benchmarks.studies.stops [--trials 200] [--go-on]
 
 Each run is of one of four algorithms, and is sent one of the signals in one of the stages: while it imports, makes
 data, compiles (with an empty cache of compiled programs), learns, evaluates or saves. Measured are the seconds to the
 answer, a line, and to the end of the process. Then it is resumed, or begun anew where it had no folder yet, and
 compared with a run that nobody disturbed: tables byte by byte, all arrays of the last checkpoint by their checksums.
 Results go to benchmarks/results/stops.{csv,json}; status 1 if a run was not answered, left a process behind, or came to
-another end.
+another end. They are written after every run, and `--go-on` keeps those that are there and makes the rest.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -32,8 +34,9 @@ from typing import Any
 
 import tyro
 
-from benchmarks.reporting.results import publish
+from benchmarks.reporting.results import file, publish
 from common.errors import Refused, exiting
+from common.runs import commit
 from common.stops import ANSWER, SIGNALS
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,8 @@ RUNS = {
     "td3_bc": "--actor-hidden 32 32 --offline-steps 4000 --online-steps 1000",
 }
 """Algorithm -> flags."""
+WORDS = ("commit", "algorithm", "stage", "signal")
+"""The columns that are no numbers."""
 STAGES = ("importing", "making data", "compiling", "learning", "evaluating", "saving")
 
 
@@ -176,6 +181,7 @@ class Study:
         begun = (out / "config.json").exists()
         row = {
             "run": number,
+            "commit": commit(),
             "algorithm": algorithm,
             "stage": stage,
             "signal": signal.Signals(by).name,
@@ -237,6 +243,8 @@ class Stops:
     """Runs that are stopped."""
     seed: int = 0
     """Of the order of the combinations, and of the moments."""
+    go_on: bool = False
+    """Keep the runs that stand in the results file, of the same seed, and make those that are missing."""
 
 
 def main(study: Stops) -> int:
@@ -247,15 +255,16 @@ def main(study: Stops) -> int:
     # What ignores one, as what a shell started in the background or with nohup does, would have its children ignore it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    rows: list[dict[str, Any]] = []
+    rows = published() if study.go_on else []
     # Every combination once before any comes again, in an order that mixes them.
     cells = list(itertools.product(RUNS, STAGES, SIGNALS))
     random.Random(seed).shuffle(cells)
     with tempfile.TemporaryDirectory() as folder:
-        trials = Study(Path(folder), seed)
-        for algorithm in sorted({cell[0] for cell in itertools.islice(itertools.cycle(cells), count)}):
+        trials = Study(Path(folder), seed + len(rows))
+        missing = list(enumerate(itertools.islice(itertools.cycle(cells), count)))[len(rows) :]
+        for algorithm in sorted({cell[0] for _, cell in missing}):
             trials.measure(algorithm)
-        for number, cell in enumerate(itertools.islice(itertools.cycle(cells), count)):
+        for number, cell in missing:
             row = None
             while row is None:
                 row = trials.trial(number, *cell)
@@ -269,6 +278,20 @@ def main(study: Stops) -> int:
         flush=True,
     )
     return int(good != len(rows))
+
+
+def published() -> list[dict[str, Any]]:
+    """The rows of the results file."""
+    path = file("stops", ".csv")
+    if not path.exists():
+        return []
+
+    def read(column: str, text: str) -> Any:
+        """A cell, as it was before it was written."""
+        return text if column in WORDS else ast.literal_eval(text or "None")
+
+    with path.open() as table:
+        return [{column: read(column, text) for column, text in row.items()} for row in csv.DictReader(table)]
 
 
 def is_sound(row: Mapping[str, Any]) -> bool:
