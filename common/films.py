@@ -9,10 +9,14 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.errors import Refused, one_line
+
+if TYPE_CHECKING:
+    import gymnasium
 
 BACKENDS = "egl", "osmesa"
 """What MuJoCo draws with where there is no display, the faster first."""
@@ -22,6 +26,8 @@ DISPLAYS = "DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"
 """Variables that tell of a display, or of what stands in for it."""
 FRAMES_PER_SECOND = 30
 """Where an environment does not tell."""
+CLEARANCE = 1.25
+"""How much more than a maze is drawn."""
 _working: set[str] = set()
 """Of what was tried in this process."""
 _TRY = "import mujoco; mujoco.GLContext(64, 64).make_current()"
@@ -54,6 +60,25 @@ def check_display() -> None:
     """Raise Refused where there is no display to show anything on: what draws would end the process."""
     if sys.platform == "linux" and not any(os.environ.get(name) for name in DISPLAYS):
         raise Refused("--render: there is no display here (DISPLAY is not set); --video FILE.mp4 needs none")
+
+
+def show_maze(environment: gymnasium.Env) -> None:
+    """Have a maze of gymnasium-robotics be drawn whole and from above; other environments are left as they are.
+
+    Its own camera is too near for larger mazes than the smallest, and an ant's stands behind the outer wall.
+    """
+    maze = getattr(environment.unwrapped, "maze", None)
+    inner = getattr(environment.unwrapped, "point_env", None) or getattr(environment.unwrapped, "ant_env", None)
+    if maze is None or inner is None:
+        return
+    extent = max(maze.map_length, maze.map_width) * maze.maze_size_scaling
+    inner.mujoco_renderer.camera_id = -1  # free, not one of the model's
+    inner.mujoco_renderer.default_cam_config = {
+        "azimuth": 90.0,
+        "elevation": -75.0,
+        "distance": CLEARANCE * extent / 2 / np.tan(np.radians(inner.model.vis.global_.fovy / 2)),
+        "lookat": np.zeros(3),
+    }
 
 
 class Film:

@@ -114,6 +114,8 @@ def _environment(name: str, policy: Exported, mode: str | None) -> Environment:
         if mode and task.maker:
             raise Refused(f"{name} is made by a function, which decides what it draws; register it to show or film it")
         environment = environments.make(task, policy.observation_size if task.reaches_goal else None, None, mode)
+    if mode:
+        films.show_maze(environment.raw)
     mine = policy.observation_size, policy.action_size, policy.about["action"]["first"] is not None
     its = environment.observation_size, environment.action_size, environment.numbers is not None
     if mine != its:

@@ -1,7 +1,9 @@
 """Runs leave policies, which are loaded, played, filmed and exported; interrupted and old ones too."""
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import shutil
 import signal
@@ -19,7 +21,7 @@ from rich.console import Console
 from served import serving
 
 from algorithms import bc
-from common import export, films, play, policies, policyfiles, terminal, training
+from common import environments, export, films, play, policies, policyfiles, tasks, terminal, training
 from common.errors import Refused
 from common.exported import Exported
 
@@ -322,6 +324,28 @@ def test_a_policy_is_exported_by_the_command(run, tmp_path, capsys):
     ):
         with pytest.raises(Refused, match=said):
             export.command(asked)
+
+
+@pytest.mark.parametrize("name", ["pointmaze-umaze", "pointmaze-large", "antmaze-medium-play"])
+def test_a_maze_is_drawn_whole(name):
+    """The corners of its outer wall, seen from where the camera stands."""
+    with contextlib.closing(environments.make(tasks.find(name), render="rgb_array")) as environment:
+        films.show_maze(environment.raw)
+        raw = environment.raw.unwrapped
+        inner = raw.point_env if name.startswith("pointmaze") else raw.ant_env
+        camera, maze = inner.mujoco_renderer.default_cam_config, raw.maze
+        assert inner.mujoco_renderer.camera_id == -1
+        half = np.array([maze.map_width, maze.map_length]) * maze.maze_size_scaling / 2
+        down, reach = np.radians(-camera["elevation"]), np.tan(np.radians(inner.model.vis.global_.fovy / 2))
+        assert camera["azimuth"] == 90  # looks along +y
+        for x, y, z in itertools.product((-half[0], half[0]), (-half[1], half[1]), (0, maze.maze_height)):
+            depth = camera["distance"] + y * np.cos(down) - z * np.sin(down)
+            height = y * np.sin(down) + z * np.cos(down)
+            assert 0 < max(abs(x), abs(height)) < reach * depth
+    with contextlib.closing(environments.make(tasks.find("InvertedPendulum-v5"), render="rgb_array")) as environment:
+        before = environment.raw.unwrapped.mujoco_renderer.default_cam_config
+        films.show_maze(environment.raw)
+        assert environment.raw.unwrapped.mujoco_renderer.default_cam_config is before
 
 
 def test_a_film_and_a_graph_say_which_package_they_need(run, tmp_path, monkeypatch):
