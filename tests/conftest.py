@@ -5,6 +5,8 @@ last has ended (or for the next time, in the folder that JAX_COMPILATION_CACHE_D
 XLA's expensive passes, and by its older and faster emitter where it has one, but for tests marked `optimised`: those of
 what must hold, to the last bit, for the programs that users run.
 
+What is dear and much the same for every algorithm is shown of some, and of the others with `--every`.
+
 And no files of D4RL's, neither on this machine nor within reach, unless a test puts them there.
 """
 
@@ -28,20 +30,36 @@ os.environ["D4RL_REMOTE"] = "http://127.0.0.1:9"
 OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
 """An option that jax 0.12 does not have any more."""
 CACHE = pytest.StashKey[str]()
+OLDER = pytest.StashKey[str]()
+FLAGS = os.environ.get("XLA_FLAGS", "")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--every", action="store_true", help="also what is shown of some algorithms, of all others")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--every"):
+        others = [item for item in items if item.get_closest_marker("every") is not None]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "optimised: compiled as users' programs are")
+    config.addinivalue_line("markers", "every: of one more algorithm, with --every")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers, and commands that tests start, inherit the environment
         config.stash[CACHE] = tempfile.mkdtemp(prefix="headstart-compiled-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[CACHE]
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config.stash[OLDER] = ""
     try:
         jax.jit(lambda: 0, compiler_options=OLDER_EMITTER)()
     except jax.errors.JaxRuntimeError:
         return
+    config.stash[OLDER] = " ".join(f"--{name}={str(value).lower()}" for name, value in OLDER_EMITTER.items())
     # JAX has options for one function or for a whole process; needed are some for all functions of some tests.
     compiler.get_compile_options = with_older_emitter(compiler.get_compile_options)
 
@@ -65,6 +83,8 @@ def pytest_unconfigure(config):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item, nextitem):
     jax.config.update("jax_disable_most_optimizations", not optimised(item))
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimised(item) else "1"  # of commands that tests start
+    os.environ["XLA_FLAGS"] = FLAGS if optimised(item) else f"{FLAGS} {item.config.stash[OLDER]}"
     result = yield
     if nextitem is None or (nextitem.path, optimised(nextitem)) != (item.path, optimised(item)):
         programs.forget()

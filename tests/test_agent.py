@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 
 import chex
@@ -24,6 +25,13 @@ MODULES = {
     for path in sorted(Path(algorithms.__file__).parent.glob("*.py"))
     if path.stem != "__init__"
 }
+
+
+def some(*shown: str, of: Iterable[str] = MODULES) -> list:
+    """Algorithms as parameters: these, and the others where pytest is asked for `--every`."""
+    return [pytest.param(name, marks=() if name in shown else pytest.mark.every) for name in of]
+
+
 SMALL = {
     "hidden": (8, 8), "actor_hidden": (8, 8), "vae_hidden": (8, 8), "batch_size": 6, "ensemble": 3, "utd": 4,
     "model_hidden": (8,), "model_weight_decay": (1e-5, 1e-4), "model_batch_size": 6, "rollout_batch": 7,
@@ -135,9 +143,9 @@ def test_an_update_of_one_minibatch_is_the_algorithm_box(name):
     updated, metrics = jax.jit(agent_of(MODULES[name]).update)(agent, batches, key, jnp.int32(7))
     (own_key,) = jax.random.split(key, 1)
     batch = jax.tree.map(lambda x: x[0], batches)
-    by_hand, expected = agent.update_once(batch, own_key, jnp.int32(7))
+    by_hand, expected = jax.jit(agent_of(MODULES[name]).update_once)(agent, batch, own_key, jnp.int32(7))
     if agent.period:
-        by_hand, more = by_hand.update_delayed(batch)
+        by_hand, more = jax.jit(agent_of(MODULES[name]).update_delayed)(by_hand, batch)
         expected |= more
     chex.assert_trees_all_close((updated, metrics), (by_hand, expected), rtol=1e-4, atol=1e-5)
 

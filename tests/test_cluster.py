@@ -34,12 +34,10 @@ tasks = ["pointmaze-umaze"]
 
 @pytest.fixture(scope="module")
 def address():
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # jobs inherit it: they run for an instant
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     yield nodes.address
     nodes.shutdown()
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 def parent(pid: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 from interruption import stopped_at
 from rich.console import Console
 from served import agent_of
-from test_agent import MODULES
+from test_agent import MODULES, some
 
 from common import command, play, recipes, reporting, tasks, training
 from common.errors import Refused
@@ -77,7 +77,7 @@ def both(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, out
 
 
-@pytest.mark.parametrize("name", TO_ONLINE)
+@pytest.mark.parametrize("name", some("iql", "td3_bc", of=TO_ONLINE))
 def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     sessions, train = [], training.Session.train
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])

@@ -56,12 +56,6 @@ tasks = ["pointmaze-umaze"]
 """
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch):
-    """What a sweep starts runs for an instant."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 def written(folder: Path, text: str) -> str:
     path = folder / "tiny.toml"
     path.write_text(text)
