@@ -1,6 +1,6 @@
 """Runs stopped by signals at random moments of every stage, and resumed: what was answered, when, and what was kept.
 
-    python -m benchmarks.studies.stops [--trials 200] [--go-on]
+    python -m benchmarks.studies.stops [--trials 200] [--jobs 2] [--go-on]
 
 Each run is of one of four algorithms, and is sent one of the signals in one of the stages: while it imports, makes
 data, compiles (with an empty cache of compiled programs), learns, evaluates or saves. Measured are the seconds to the
@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Study:
     """What the runs share, below one folder."""
 
     def __init__(self, folder: Path, seed: int):
-        self.folder, self.moments = folder, random.Random(seed)
+        self.folder, self.seed = folder, seed
         self.data, self.cache = folder / "data", folder / "cache"
         for path in (self.data, self.cache):
             path.mkdir()
@@ -136,9 +137,9 @@ class Study:
                 self.times[algorithm, "learning"] = time.perf_counter() - began - learning
         self.whole[algorithm] = self.folder / f"whole-{algorithm}"
 
-    def moment(self, algorithm: str, stage: str, run: Command, out: Path) -> None:
+    def moment(self, moments: random.Random, algorithm: str, stage: str, run: Command, out: Path) -> None:
         """Wait for a random moment of a stage."""
-        share, importing = self.moments.random(), self.times[algorithm, "importing"]
+        share, importing = moments.random(), self.times[algorithm, "importing"]
         if stage == "importing":
             time.sleep(share * importing)
         elif stage == "making data":
@@ -148,16 +149,25 @@ class Study:
             time.sleep(share * self.times[algorithm, stage])
         elif stage == "evaluating":
             # The row of metrics comes just before it.
-            number = self.moments.randint(1, 2)
+            number = moments.randint(1, 2)
             run.until(lambda: number * 2 < lines(out / "metrics.csv"))
             time.sleep(share * 0.2)
         else:
             # What is being written has another name until it is whole.
-            number = self.moments.randint(1, 3)
+            number = moments.randint(1, 3)
             run.until(lambda: len(whole_checkpoints(out)) >= number - 1 and bool(half_checkpoints(out)))
 
-    def trial(self, number: int, algorithm: str, stage: str, by: int) -> dict[str, Any] | None:
-        """Stop a run and let it come to its end; None if it had come to it before."""
+    def trial(self, number: int, algorithm: str, stage: str, by: int) -> dict[str, Any]:
+        """Stop a run and let it come to its end; again with another one if it had come to it before."""
+        moments, row = random.Random(f"{self.seed} {number}"), None
+        while row is None:
+            row = self.stopped(moments, number, algorithm, stage, by)
+        return row
+
+    def stopped(
+        self, moments: random.Random, number: int, algorithm: str, stage: str, by: int
+    ) -> dict[str, Any] | None:
+        """One run of a trial; None if it had come to its end before its moment."""
         out, cold = self.folder / f"trial{number}", self.folder / f"trial{number}-cold"
         data = cold if stage == "making data" else self.data
         cache = cold if stage == "compiling" else self.cache
@@ -165,7 +175,7 @@ class Study:
             shutil.rmtree(path, ignore_errors=True)
         cold.mkdir()
         run = Command(algorithm, self.arguments(algorithm, out), data, cache)
-        self.moment(algorithm, stage, run, out)
+        self.moment(moments, algorithm, stage, run, out)
         sent = time.perf_counter()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.process.pid, by)
@@ -243,14 +253,17 @@ class Stops:
     """Runs that are stopped."""
     seed: int = 0
     """Of the order of the combinations, and of the moments."""
+    jobs: int = 1
+    """Runs side by side."""
     go_on: bool = False
     """Keep the runs that stand in the results file, of the same seed, and make those that are missing."""
 
 
 def main(study: Stops) -> int:
     """All runs; the exit status, 1 if anything was lost, left or not answered."""
-    if study.trials < 1:
-        raise Refused(f"--trials must be at least 1, not {study.trials}")
+    for name in ("trials", "jobs"):
+        if getattr(study, name) < 1:
+            raise Refused(f"--{name} must be at least 1, not {getattr(study, name)}")
     count, seed = study.trials, study.seed
     # What ignores one, as what a shell started in the background or with nohup does, would have its children ignore it.
     for number in SIGNALS:
@@ -259,17 +272,19 @@ def main(study: Stops) -> int:
     # Every combination once before any comes again, in an order that mixes them.
     cells = list(itertools.product(RUNS, STAGES, SIGNALS))
     random.Random(seed).shuffle(cells)
-    with tempfile.TemporaryDirectory() as folder:
-        trials = Study(Path(folder), seed + len(rows))
-        missing = list(enumerate(itertools.islice(itertools.cycle(cells), count)))[len(rows) :]
-        for algorithm in sorted({cell[0] for _, cell in missing}):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        trials, there = Study(Path(folder), seed), {row["run"] for row in rows}
+        asked = enumerate(itertools.islice(itertools.cycle(cells), count))
+        missing = [(number, *cell) for number, cell in asked if number not in there]
+        for algorithm in sorted({algorithm for _, algorithm, *_ in missing}):
             trials.measure(algorithm)
-        for number, cell in missing:
-            row = None
-            while row is None:
-                row = trials.trial(number, *cell)
-            rows.append(row)
-            print(row, flush=True)
+        pool = ThreadPoolExecutor(study.jobs)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for trial in as_completed([pool.submit(trials.trial, *one) for one in missing]):
+            rows.append(trial.result())
+            print(rows[-1], flush=True)
+            rows.sort(key=lambda row: row["run"])
             publish("stops", rows, "benchmarks.studies.stops", arguments=COMMON, runs=RUNS)
     table(rows)
     good = sum(is_sound(row) for row in rows)
