@@ -88,9 +88,12 @@ def prepare_devices(request: Request) -> None:
     with contextlib.suppress(RuntimeError):  # raised where JAX is in use already, as in a notebook: its devices stay
         jax.config.update("jax_num_cpu_devices", count)
     if jax.config.jax_compilation_cache_dir is None:
-        with contextlib.suppress(RuntimeError):  # a user of a container may have no home, and so no cache
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            jax.config.update("jax_compilation_cache_dir", str(home / "headstart" / "jax"))
+        # A user of a container may have no home, or none to write in, and so no cache.
+        with contextlib.suppress(RuntimeError, OSError):
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart" / "jax"
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # how JAX says that a platform is not there, or not known

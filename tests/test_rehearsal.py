@@ -1,6 +1,7 @@
 """Environments that somebody wrote: what is served, what is refused before anything is written, what ends a run."""
 
 import contextlib
+import errno
 import functools
 import struct
 import sys
@@ -622,22 +623,37 @@ def test_a_platform_that_is_not_there_is_told_in_one_line(monkeypatch, variables
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("cache", "expected"), [("", "home/.cache"), ("/there", "/there")])
-def test_the_cache_of_programs_is_the_users(monkeypatch, cache, expected):
-    updates = {}
+@pytest.fixture
+def updates(monkeypatch) -> dict[str, object]:
+    """What is asked of JAX's configuration, in which there is no cache."""
+    asked_for = {}
     monkeypatch.setattr(command.jax, "config", types.SimpleNamespace(
-        update=updates.__setitem__, jax_compilation_cache_dir=None))  # fmt: skip
-    monkeypatch.setenv("XDG_CACHE_HOME", cache)
-    monkeypatch.setenv("HOME", "home")
-    command.prepare_devices(asked()[0])
-    assert updates["jax_compilation_cache_dir"] == f"{expected}/headstart/jax"
-
-
-def test_a_user_without_a_home_has_no_cache(monkeypatch):
-    updates = {}
-    monkeypatch.setattr(command.jax, "config", types.SimpleNamespace(
-        update=updates.__setitem__, jax_compilation_cache_dir=None))  # fmt: skip
+        update=asked_for.__setitem__, jax_compilation_cache_dir=None))  # fmt: skip
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    return asked_for
+
+
+@pytest.mark.parametrize(("cache", "expected"), [("", "home/.cache"), ("there", "there")])
+def test_the_cache_of_programs_is_the_users(tmp_path, monkeypatch, updates, cache, expected):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache and str(tmp_path / cache))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    command.prepare_devices(asked()[0])
+    assert updates["jax_compilation_cache_dir"] == str(tmp_path / expected / "headstart" / "jax")
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch, updates):
     monkeypatch.setattr(command.Path, "home", raises(RuntimeError("Could not determine home directory.")))
+    command.prepare_devices(asked()[0])
+    assert updates.keys() == {"jax_num_cpu_devices"}
+
+
+@pytest.mark.parametrize("name", ["mkdir", "access"])
+def test_a_home_that_cannot_be_written_in_has_no_cache(tmp_path, monkeypatch, updates, name):
+    """Neither where the folder would have to be made, nor where it is somebody else's."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if name == "mkdir":
+        monkeypatch.setattr(command.Path, "mkdir", raises(OSError(errno.EROFS, "Read-only file system")))
+    else:
+        monkeypatch.setattr(command.os, "access", lambda path, mode: False)
     command.prepare_devices(asked()[0])
     assert updates.keys() == {"jax_num_cpu_devices"}
