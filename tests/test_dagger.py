@@ -195,13 +195,12 @@ def test_an_epoch_sees_every_label_once_in_a_new_order_and_nothing_else(monkeypa
     experience = steps(40, flags)
     agent = fresh(gate="rule", epochs=3, batch_size=6).replace(owed=jnp.int32(9), labels=jnp.int32(20))
     seen = []
-    monkeypatch.setattr(
-        DAgger, "update_once", lambda self, batch, key, number: (seen.append(batch), DAgger_step(self))[1]
-    )
 
-    def DAgger_step(agent):
-        return agent, {name: jnp.float32(0) for name in ("loss", "log_prob", "entropy")}
+    def noted(self, batch, key, number):
+        seen.append(batch)
+        return self, {name: jnp.float32(0) for name in ("loss", "log_prob", "entropy")}
 
+    monkeypatch.setattr(DAgger, "update_once", noted)
     with jax.disable_jit():
         while agent.owed:
             agent, _ = agent.study(experience, None, jax.random.key(2), jnp.int32(100), 100)
@@ -522,19 +521,23 @@ def test_the_terminal_is_put_back_at_a_signal(numbers, tmp_path):
     assert (status, back) == (128 + numbers[-1], True), said
 
 
-def test_the_terminal_is_put_back_at_an_error():
+def test_the_terminal_is_put_back_at_an_error(monkeypatch):
     ours, its = pty.openpty()
     before = termios.tcgetattr(its)
-    with os.fdopen(its) as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", file)
-        keys = keyboard.Keys(1000.0)
-        with pytest.raises(ZeroDivisionError), keys.listening():
-            assert not termios.tcgetattr(its)[3] & termios.ICANON
-            os.write(ours, b" a")
-            time.sleep(0.01)
-            assert keys.pressed() == " a"
-            assert keys.pressed() == ""
-            _ = 1 / 0
+    with os.fdopen(its) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+
+        def listen():
+            keys = keyboard.Keys(1000.0)
+            with keys.listening():
+                assert not termios.tcgetattr(its)[3] & termios.ICANON
+                os.write(ours, b" a")
+                time.sleep(0.01)
+                assert [keys.pressed(), keys.pressed()] == [" a", ""]
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            listen()
         assert termios.tcgetattr(its) == before
         assert stops._undoings == []
     os.close(ours)
