@@ -63,7 +63,7 @@ class Config(Hyperparameters):
     gate: Literal["none", "rule", "person"] = "none"  # who decides that the expert acts: chance, or one of these
     threshold: float = traced(0.5, "[0, inf)")  # distance of actions at which the rule's expert takes over (tau)
     release: float = traced(0.5, "[0, 1]")  # share of it at which it gives back (rho)
-    steps_per_second: float = static(10.0, "(0, inf)")  # of the environment, while a person decides
+    steps_per_second: float = static(10.0, "[1, inf)")  # of the environment, while a person decides
     expert: str = ""  # folder of a trained run, or policy file; default: the task's own expert
     stochastic: bool = True  # draw the learner's actions while collecting
     hidden: tuple[int, ...] = (32, 32)  # width of each hidden layer

@@ -47,8 +47,11 @@ class Keys:
         while (left := self.next - time.monotonic()) > 0 or not keys:
             if not select.select([self.file], [], [], max(left, 0.0))[0]:
                 break
-            read = os.read(self.file, 64)
-            if not read:  # the terminal is gone
+            try:
+                read = os.read(self.file, 64)
+            except OSError:
+                read = b""
+            if not read:  # the terminal is gone, of which there is a signal
                 break
             keys += read
         return keys.decode(errors="replace")

@@ -315,7 +315,7 @@ class Session:
                 self.prepare(watch, programs.learn, *self.like_a_step(), self.prior)
             elif step == first:
                 self.prepare(watch, programs.collect, *self.like_a_step())
-            start = time.perf_counter()
+            start, compiled = time.perf_counter(), progress.compile_seconds
             transition, episode = self.collector.step(*self.about_to_step(watch))
             played = time.perf_counter()
             progress.step = step
@@ -329,6 +329,7 @@ class Session:
             if self.studies:
                 self.study(watch)
             now = time.perf_counter()
+            start += progress.compile_seconds - compiled  # of what was met for the first time on the way
             if step == learning_from:
                 progress.compile_seconds += now - start
             elif step > learning_from or self.studies:
