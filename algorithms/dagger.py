@@ -74,14 +74,19 @@ class Config(Hyperparameters):
     epochs: int = 4  # passes over all labels after each round
     batch_size: int = 32  # labels per gradient step; those of an epoch that fill none are left out
     offline_steps: int = 0  # gradient steps on prior data first
-    online_steps: int = 100_000  # environment steps
+    steps: int = 100_000  # environment steps, each with a label unless there is a gate
 
     without_data = "--offline-steps 0"
 
+    @property
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Their names and steps."""
+        return ("offline", self.offline_steps), ("online", self.steps)
+
     def conflict(self) -> str | None:
         """Which values do not go together, in one line."""
-        if self.online_steps and self.batch_size > self.online_steps:
-            return f"--batch-size {self.batch_size} is more labels than --online-steps {self.online_steps} can have"
+        if self.batch_size > self.steps:
+            return f"--batch-size {self.batch_size} is more labels than --steps {self.steps} can have"
         return None
 
     @property
@@ -90,21 +95,21 @@ class Config(Hyperparameters):
         return self.steps_per_second if self.gate == "person" else 0.0
 
 
-IMITATION: dict[str, Any] = {"hidden": (32, 32), "batch_size": 32, "normalise": False, "online_steps": 100_000}
+IMITATION: dict[str, Any] = {"hidden": (32, 32), "batch_size": 32, "normalise": False, "steps": 100_000}
 SEALS = IMITATION | {"batch_size": 16, "weight_decay": 1e-4, "normalise": True, "eval_episodes": 50}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours, by family: wider networks and larger minibatches, which cost little, and no noise to clone around.
-    "pointmaze": {"hidden": (128, 128), "batch_size": 128, "normalise": True, "online_steps": 10_000,
+    "pointmaze": {"hidden": (128, 128), "batch_size": 128, "normalise": True, "steps": 10_000,
                   "eval_every": 2000, "eval_episodes": 50},
     "antmaze": {"hidden": (256, 256), "batch_size": 256, "normalise": True, "eval_every": 20_000},
-    "locomotion": {"hidden": (256, 256), "batch_size": 256, "normalise": True, "online_steps": 50_000},
-    "classic": {"discrete_actions": True, "online_steps": 10_000, "eval_every": 2000},
+    "locomotion": {"hidden": (256, 256), "batch_size": 256, "normalise": True, "steps": 50_000},
+    "classic": {"discrete_actions": True, "steps": 10_000, "eval_every": 2000},
     # Imitation's defaults again, with --preset, which lays them over ours.
     "imitation": IMITATION,
     # Those that imitation's authors have tuned for the bodies of seals, with --preset: scripts/config/tuned_hps.
     "seals-ant": SEALS | {"epochs": 10, "round_episodes": 5},
-    "seals-halfcheetah": SEALS | {"epochs": 5, "beta": "exponential", "round_episodes": 5, "online_steps": 60_000},
+    "seals-halfcheetah": SEALS | {"epochs": 5, "beta": "exponential", "round_episodes": 5, "steps": 60_000},
     "seals-hopper": SEALS | {"epochs": 1, "beta": "exponential", "round_episodes": 10},
     "seals-swimmer": SEALS | {"epochs": 1},
     "seals-walker2d": SEALS | {"epochs": 5, "beta": "exponential", "round_episodes": 5},

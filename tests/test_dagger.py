@@ -30,7 +30,7 @@ CAPACITY = 60
 
 
 def fresh(prior=None, **values) -> DAgger:
-    config = Config(**{"hidden": (8, 8), "batch_size": 6, "online_steps": CAPACITY} | values)
+    config = Config(**{"hidden": (8, 8), "batch_size": 6, "steps": CAPACITY} | values)
     size = 4 if config.discrete_actions else ACTION
     return DAgger.create(config, jax.random.key(0), blank(OBSERVATION, size, advised=True), prior)
 
@@ -246,9 +246,7 @@ def test_where_a_call_ends_changes_no_number(with_prior):
 
 
 def test_more_labels_per_step_than_there_can_be_are_refused():
-    assert Config(batch_size=100, online_steps=99).problem() == (
-        "--batch-size 100 is more labels than --online-steps 99 can have"
-    )
+    assert Config(batch_size=100, steps=99).problem() == ("--batch-size 100 is more labels than --steps 99 can have")
 
 
 # ---------------------------------------------------------------- whole runs

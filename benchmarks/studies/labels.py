@@ -76,7 +76,7 @@ def main(study: Labels) -> None:
         for task in study.tasks:
             for variant, values in VARIANTS.items():
                 trained = train(
-                    DAgger, env=task, num_seeds=study.seeds, online_steps=study.labels, checkpoint_every=0,
+                    DAgger, env=task, num_seeds=study.seeds, steps=study.labels, checkpoint_every=0,
                     eval_every=study.labels // study.evaluations, eval_episodes=study.episodes,
                     out=Path(folder) / f"{task}-{variant}", **values,
                 )  # fmt: skip

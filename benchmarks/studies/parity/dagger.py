@@ -181,7 +181,7 @@ def rounds_of_theirs(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
 def rounds_of_ours(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """The same."""
     example = blank(2, 1, advised=True)
-    config = Config(online_steps=total, **ROUNDS)
+    config = Config(steps=total, **ROUNDS)
     agent, experience = DAgger.create(config, jax.random.key(0), example, None), Replay.create(example, total)
     study = jax.jit(lambda agent, rows, key: agent.study(rows, None, key, jnp.int32(1000), 1000))
     draws, environment, updates = Draws(), Drift(), []
