@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.parity import harness as h  # isort: skip  # it sets the precision before JAX is used
@@ -131,32 +132,34 @@ class Draws:
         """For the names of files."""
         return self.names.bytes(count)
 
-
-class Asked:
-    """The expert as theirs asks it."""
-
-    observation_space, action_space = Drift.observation_space, Drift.action_space
-
-    def __call__(self, seen: np.ndarray, state: Any, _: Any) -> tuple[np.ndarray, Any]:
-        """Actions [n, 1]."""
-        return expert(seen), state
+    def shuffle(self, episodes: list) -> None:
+        """Of those of a round, for what is told of them."""
 
 
 def rounds_of_theirs(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Gradient steps of each round, and the states [n, 2] and labels [n, 1] of all, in their order."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    policy = policy_of(2, Drift.action_space)
-    policy.predict = lambda seen, *_, **__: (novice(seen), None)
+    policy, asked = (policy_of(2, Drift.action_space) for _ in range(2))
+    for who, acts in ((policy, novice), (asked, expert)):
+        who.predict = lambda seen, *_, acts=acts, **__: (acts(seen), None)
     trainer = bc.BC(
         observation_space=Drift.observation_space, action_space=Drift.action_space, rng=np.random.default_rng(0),
         policy=policy, batch_size=ROUNDS["batch_size"],
     )  # fmt: skip
+    kept: dict[str, Any] = {}  # what they write by Hugging Face's datasets
+
+    def save(path: Path, episodes: list) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        kept[path.name] = episodes
+
+    dagger.serialize.save, dagger.serialize.load = save, lambda path: kept[path.name]
     updates, step = [0], trainer.optimizer.step
     trainer.optimizer.step = lambda: (step(), updates.append(updates.pop() + 1))[0]
     with tempfile.TemporaryDirectory() as folder:
         whole = dagger.SimpleDAggerTrainer(
-            venv=DummyVecEnv([Drift]), scratch_dir=folder, expert_policy=Asked(), rng=Draws(), bc_trainer=trainer,
+            venv=DummyVecEnv([Drift]), scratch_dir=folder, expert_policy=asked, rng=Draws(), bc_trainer=trainer,
             beta_schedule=dagger.LinearBetaSchedule(ROUNDS["linear_rounds"]),
         )  # fmt: skip
         extend = whole.extend_and_update
@@ -180,9 +183,10 @@ def rounds_of_theirs(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
 
 def rounds_of_ours(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """The same."""
-    example = blank(2, 1, advised=True)
+    example = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(h.REAL), blank(2, 1, advised=True))
     config = Config(steps=total, **ROUNDS)
     agent, experience = DAgger.create(config, jax.random.key(0), example, None), Replay.create(example, total)
+    agent = agent.replace(policy=h.fresh(agent.policy, agent.policy.params))
     study = jax.jit(lambda agent, rows, key: agent.study(rows, None, key, jnp.int32(1000), 1000))
     draws, environment, updates = Draws(), Drift(), []
     state, _ = environment.reset()
@@ -192,8 +196,8 @@ def rounds_of_ours(total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
             acts, labelled = agent.defers(own, advice, jnp.bool_(False), jax.random.key(0))
         done = advice if acts else own
         after, _, _, over, _ = environment.step(done)
-        rows = (np.asarray(x, np.float32) for x in (state, done, 0.0, 1.0, after))
-        experience = experience.insert(Advised(*rows, advice=np.float32(advice), labelled=labelled))
+        rows = (np.asarray(x, h.REAL) for x in (state, done, 0.0, 1.0, after))
+        experience = experience.insert(Advised(*rows, advice=advice, labelled=labelled))
         agent = agent.after_episode(Episode(jnp.bool_(over), jnp.float32(0), jnp.int32(0)), experience)
         if agent.owed:
             updates.append(int(agent.owed))
@@ -219,6 +223,7 @@ def rounds() -> None:
 
 
 if __name__ == "__main__":
+    bc.BCLogger.log_batch = lambda *_, **__: None  # tables on the terminal
     rounds()
     cloning("imitation, Gaussian", False)
     cloning("imitation, discrete", True)
