@@ -24,12 +24,12 @@ labelled is kept in RUN/labels/0.npz, which `--dataset` of every other file read
 cloned first, and are part of D.
 
 The defaults are those of imitation's code (HumanCompatibleAI/imitation), from which it differs so: a run ends after
-exactly `--steps`, in the middle of an episode if it must; networks begin otherwise; with `--normalise`, mean and
-deviation are those of D as a round's cloning begins, where imitation has running ones. Of HG-DAgger, there is neither
-its ensemble of novices nor its estimate of risk, which is for tests.
+exactly `--steps`, in the middle of an episode if it must; networks begin otherwise; log_std is clipped; with
+`--normalise`, mean and deviation are those of D as a round's cloning begins, where imitation has running ones. Of
+HG-DAgger, there is neither its ensemble of novices nor its estimate of risk, which is for tests.
 
     python algorithms/dagger.py --env pointmaze-medium
-    python algorithms/dagger.py --env InvertedPendulum-v5 --expert runs/rlpd/InvertedPendulum-v5/20260101-120000-000000
+    python algorithms/dagger.py --env InvertedPendulum-v5 --expert runs/mine
 """
 
 from __future__ import annotations
@@ -85,9 +85,8 @@ class Config(Hyperparameters):
 
     def conflict(self) -> str | None:
         """Which values do not go together, in one line."""
-        if self.batch_size > self.steps:
-            return f"--batch-size {self.batch_size} is more labels than --steps {self.steps} can have"
-        return None
+        more = f"--batch-size {self.batch_size} is more labels than --steps {self.steps} can have"
+        return more if self.batch_size > self.steps else None
 
     @property
     def attended(self) -> float:
@@ -97,7 +96,6 @@ class Config(Hyperparameters):
 
 IMITATION: dict[str, Any] = {"hidden": (32, 32), "batch_size": 32, "normalise": False, "steps": 100_000}
 SEALS = IMITATION | {"batch_size": 16, "weight_decay": 1e-4, "normalise": True, "eval_episodes": 50}
-
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours, by family: wider networks and larger minibatches, which cost little, and no noise to clone around.
     "pointmaze": {"hidden": (128, 128), "batch_size": 128, "normalise": True, "steps": 10_000,
@@ -105,9 +103,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "antmaze": {"hidden": (256, 256), "batch_size": 256, "normalise": True, "eval_every": 20_000},
     "locomotion": {"hidden": (256, 256), "batch_size": 256, "normalise": True, "steps": 50_000},
     "classic": {"discrete_actions": True, "steps": 10_000, "eval_every": 2000},
-    # Imitation's defaults again, with --preset, which lays them over ours.
+    # With --preset: imitation's defaults again, and what its authors have tuned for seals (scripts/config/tuned_hps).
     "imitation": IMITATION,
-    # Those that imitation's authors have tuned for the bodies of seals, with --preset: scripts/config/tuned_hps.
     "seals-ant": SEALS | {"epochs": 10, "round_episodes": 5},
     "seals-halfcheetah": SEALS | {"epochs": 5, "beta": "exponential", "round_episodes": 5, "steps": 60_000},
     "seals-hopper": SEALS | {"epochs": 1, "beta": "exponential", "round_episodes": 10},
@@ -125,14 +122,14 @@ class Policy(nn.Module):
 
     @nn.compact
     def __call__(self, observation: jax.Array) -> Normal | jax.Array:
-        """Observation [..., o] to a distribution over actions [..., a], or to logits [..., a]."""
+        """Observation [..., o] to a distribution over actions [..., a], log_std clipped to [-5, 2]; or to logits."""
         x = observation
         for width in self.hidden:
             x = jnp.tanh(Dense(width)(x))
         out = Dense(self.action_dim, bound=1e-2)(x)
         if self.discrete:
             return out
-        return Normal(out, self.param("log_std", nn.initializers.zeros, (self.action_dim,)))
+        return Normal(out, self.param("log_std", nn.initializers.zeros, (self.action_dim,)).clip(-5.0, 2.0))
 
 
 class DAgger(Agent):
@@ -189,7 +186,7 @@ class DAgger(Agent):
         if self.config.discrete_actions:
             networks = {"values": [*layers, head], "behaviour": [*layers, head]}
             return Portable("greedy", networks, {"threshold": 0.0}, self.normal)
-        networks = {"body": layers, "mean": [head], "log_std": [("constant", own["log_std"])]}
+        networks = {"body": layers, "mean": [head], "log_std": [("constant", own["log_std"]), ("clip", -5.0, 2.0)]}
         return Portable("gaussian", networks | {"final": [("clip", -1.0, 1.0)]}, normal=self.normal)
 
     def chance(self) -> jax.Array:
@@ -205,9 +202,8 @@ class DAgger(Agent):
         c = self.config
         if c.gate == "none":
             return jax.random.uniform(key) < self.chance(), jnp.bool_(True)
-        distance = jnp.linalg.norm(action - advice)
-        by_rule = distance > jnp.where(self.in_control, c.release * c.threshold, c.threshold)
-        acts = called if c.gate == "person" else by_rule
+        threshold = jnp.where(self.in_control, c.release * c.threshold, c.threshold)
+        acts = called if c.gate == "person" else jnp.linalg.norm(action - advice) > threshold
         return acts, acts
 
     def after_episode(self, episode: Episode, experience: Replay) -> Self:
@@ -242,8 +238,8 @@ class DAgger(Agent):
         """Gradient steps of the present epoch: minibatches of all labels in a new order for every epoch."""
         names = "loss", "log_prob", "entropy", "beta", "labels"
         metrics = {name: jnp.full(room, MISSING) for name in names}
-        inputs = self, experience, prior, key, most, metrics
-        return jax.lax.cond(self.owed > 0, DAgger.go_on, lambda agent, *rest: (agent, rest[-1]), *inputs)
+        rest = experience, prior, key, most, metrics
+        return jax.lax.cond(self.owed > 0, DAgger.go_on, lambda agent, *rest: (agent, rest[-1]), self, *rest)
 
     def go_on(
         self, experience: Replay, prior: Batch | None, key: jax.Array, most: jax.Array, metrics: Metrics
@@ -270,14 +266,14 @@ class DAgger(Agent):
         agent, metrics = jax.lax.fori_loop(0, steps, step, (agent, metrics))
         over = self.owed == steps
         begun, episodes = jnp.where(over, experience.inserted, self.begun), jnp.where(over, 0, self.episodes)
-        round_ = self.round + over
-        return agent.replace(owed=self.owed - steps, round=round_, begun=begun, episodes=episodes), metrics
+        agent = agent.replace(round=self.round + over, begun=begun, episodes=episodes, owed=self.owed - steps)
+        return agent, metrics
 
     def seen(self, observation: jax.Array, labelled: jax.Array, count: jax.Array) -> Normaliser:
         """Mean and deviation of the labelled ones of observations [n, o]."""
-        share = labelled[:, None] / count
-        mean = (share * observation).sum(axis=0)
-        return Normaliser(mean, jnp.sqrt((share * jnp.square(observation - mean)).sum(axis=0)) + 1e-3)
+        share = labelled / count
+        mean = share @ observation
+        return Normaliser(mean, jnp.sqrt(share @ jnp.square(observation - mean)) + 1e-3)
 
     def loss(self, params: Parameters, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Cloning, with the entropy and the squared parameters."""
