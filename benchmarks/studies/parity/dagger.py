@@ -94,16 +94,18 @@ class Drift(gymnasium.Env):
     observation_space, action_space = Box(-np.inf, np.inf, (2,), h.REAL), Box(-1, 1, (1,), h.REAL)
 
     def __init__(self) -> None:
-        self.episode = -1
+        self.episode, self.has_begun = -1, True
 
     def reset(self, **_: Any) -> tuple[np.ndarray, dict]:
-        """The first state of the next episode."""
-        self.episode += 1
+        """The first state of the next episode; of the same, if nothing was done in it: theirs begins one too many at
+        the end of each round."""
+        self.episode, self.has_begun = self.episode + self.has_begun, False
         self.state, self.left = np.array([1.0 + self.episode, 0.0], h.REAL), LENGTHS[self.episode % len(LENGTHS)]
         return self.state, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """The state after an action [1]."""
+        self.has_begun = True
         self.state, self.left = self.state * 0.9 + np.array([0.1, action[0]], h.REAL), self.left - 1
         return self.state, 0.0, False, self.left == 0, {}
 
