@@ -217,9 +217,8 @@ def rounds() -> None:
     total = sum(LENGTHS) * 3
     theirs = rounds_of_theirs(total)
     ours = rounds_of_ours(len(theirs[1]))
-    table.row("rounds", len(theirs[0]), f"ours {len(ours[0])}")
     differ = sum(one != other for one, other in itertools.zip_longest(ours[0], theirs[0]))
-    table.row("rounds with other numbers of gradient steps", differ)
+    table.row("rounds with other numbers of gradient steps", differ, f"of {len(theirs[0])}")
     for name, own, other in zip(("states", "labels"), ours[1:], theirs[1:], strict=True):
         table.row(f"aggregated {name}", float(np.abs(own - other).max() / np.abs(other).max()), f"{len(other)} rows")
 
