@@ -36,7 +36,12 @@ class Keys:
         check()
         self.file = sys.stdin.fileno()
         before = termios.tcgetattr(self.file)
-        with stops.undone(lambda: termios.tcsetattr(self.file, termios.TCSANOW, before)):
+
+        def put_back() -> None:
+            with contextlib.suppress(termios.error):  # it is gone
+                termios.tcsetattr(self.file, termios.TCSANOW, before)
+
+        with stops.undone(put_back):
             tty.setcbreak(self.file, termios.TCSANOW)
             yield
 

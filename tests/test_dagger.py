@@ -524,6 +524,17 @@ def test_the_terminal_is_put_back_at_a_signal(numbers, tmp_path):
     assert (status, back) == (128 + numbers[-1], True), said
 
 
+def test_a_terminal_that_goes_away_is_no_other_error(monkeypatch):
+    ours, its = pty.openpty()
+    with os.fdopen(its) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        keys = keyboard.Keys(1000.0)
+        with keys.listening():
+            os.close(ours)
+            assert keys.pressed() == ""
+        assert stops._undoings == []
+
+
 def test_the_terminal_is_put_back_at_an_error(monkeypatch):
     ours, its = pty.openpty()
     before = termios.tcgetattr(its)
