@@ -406,8 +406,8 @@ class Session:
         if last or progress.step % self.request.run.eval_every == 0:
             progress.owes_evaluation = True
             self.evaluate(watch)
-        due = last or self.saving.due(first, progress.step)
-        if self.checkpoints and due and progress.total_step != self.kept_at:
+        is_new = self.checkpoints and progress.total_step != self.kept_at
+        if is_new and (last or self.saving.due(first, progress.step)):
             self.save()
         if progress.total_step < progress.total:
             watch.look()

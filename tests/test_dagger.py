@@ -371,7 +371,20 @@ def test_an_expert_that_has_changed_is_noticed(expert, tmp_path, monkeypatch):
 
 
 def test_the_rule_labels_only_what_its_expert_does(expert, tmp_path):
-    flags = ["--gate", "rule", "--threshold", 0.8, "--release", 0.5, "--expert", expert, "--out", tmp_path / "run"]
+    flags = [
+        "--checkpoint-every",
+        0,
+        "--gate",
+        "rule",
+        "--threshold",
+        0.8,
+        "--release",
+        0.5,
+        "--expert",
+        expert,
+        "--out",
+        tmp_path / "run",
+    ]
     assert serve(*PENDULUM, *flags)[0] == 0
     own = arrays(tmp_path / "run" / "labels" / "0.npz")
     assert 10 < len(own["rewards"]) < 200
