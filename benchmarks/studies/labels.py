@@ -1,7 +1,7 @@
 """What labels are worth where the learner goes, and where only the expert goes: `python -m benchmarks.studies.labels`.
 
     python -m benchmarks.studies.labels [--tasks pointmaze-large hopper-medium] [--labels 10000] [--seeds 3]
-        [--evaluations 10] [--episodes 10] [--name small]
+        [--evaluations 10] [--episodes 10] [--round-episodes 3] [--linear-rounds 15] [--name small]
 
 DAgger beside cloning of the expert's own episodes, which is DAgger with a beta of 1 in all rounds: the same expert,
 policy, rounds and gradient steps, and a label at every environment step. Only the states differ. The learner alone is
@@ -44,6 +44,10 @@ class Labels:
     """Of each run, evenly spaced."""
     episodes: int = 10
     """Of each evaluation."""
+    round_episodes: int = 3
+    """At least in each round, of both."""
+    linear_rounds: int = 15
+    """In which DAgger's expert gives way."""
     name: str = "small"
     """Of the result."""
 
@@ -78,7 +82,8 @@ def main(study: Labels) -> None:
                 trained = train(
                     DAgger, env=task, num_seeds=study.seeds, steps=study.labels, checkpoint_every=0,
                     eval_every=study.labels // study.evaluations, eval_episodes=study.episodes,
-                    out=Path(folder) / f"{task}-{variant}", **values,
+                    out=Path(folder) / f"{task}-{variant}", round_episodes=study.round_episodes,
+                    linear_rounds=study.linear_rounds, **values,
                 )  # fmt: skip
                 if trained.interrupted:
                     raise Refused("stopped: nothing is written")
