@@ -8,6 +8,7 @@ them in this order.
     enter           when a phase begins, the first one included
     offline         renew, sample, update                                            one call for many steps
     online          after_episode, sample, update, explore                           one call per environment step
+                    defers, where there is an expert; owes, study in place of an update that follows every step
     act             in evaluations; of an agent that remembers its episode: recall, proceed
     portable        what `act` computes, for policy files (portable.py)
 
@@ -96,6 +97,16 @@ class Hyperparameters(struct.PyTreeNode):
 
     discrete_actions = False
     """Whether the algorithm chooses among actions, each a one-hot vector; otherwise they are vectors in [-1, 1]."""
+
+    # The expert that is asked at every environment step what it would do: "" is the task's own, else a folder of a
+    # trained run or a policy file; None: nobody is asked. Not a field, unless an algorithm makes it one.
+    expert = None
+
+    @property
+    def attended(self) -> float:
+        """Environment steps a second where somebody at the terminal decides who acts, the expert or the learner; 0:
+        nobody does, and steps follow each other as they can."""
+        return 0.0
 
     default_task = ""
     """What it learns where the user names no task, if not what all others do."""
@@ -227,6 +238,25 @@ class Agent(struct.PyTreeNode):
         if not hasattr(self, "actor"):
             raise Refused(f"{type(self).__name__} has no actor: it says its own `portable`, or has none")
         return portable.actor(self.actor, getattr(self, "normal", None))
+
+    def defers(
+        self, action: jax.Array, advice: jax.Array, called: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """With an expert (`Hyperparameters.expert`): whether it acts at this step, bool [], and whether its advice [a]
+        becomes a label, bool []. `action` [a] is the learner's own; `called`, bool []: somebody at the terminal wants
+        the expert to act."""
+        raise NotImplementedError
+
+    def owes(self) -> jax.Array | None:
+        """Gradient steps to be made before the next environment step, int32 [], by `study`, 0 for most; None: an
+        `update` follows every environment step instead."""
+        return None
+
+    def study(self, experience: Replay, prior: Any, key: jax.Array, most: jax.Array, room: int) -> tuple[Self, Metrics]:
+        """Some of the gradient steps that are owed, at least one if any is, at most `most`, int32 [], and the metrics
+        of each, [room], MISSING behind the last. Where one call ends and the next begins changes no number; `key` is
+        the same in all."""
+        raise NotImplementedError
 
     def renew(self, step: jax.Array, prior: Any) -> Self:
         """Before step `step` of an offline phase without delayed steps: what depends on all of the data."""

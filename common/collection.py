@@ -10,7 +10,7 @@ import numpy as np
 from common.environments import Environment
 from common.errors import EnvironmentFailed
 from common.evaluation import episode_seed, success_rate
-from common.replay import Batch, Episode
+from common.replay import Advised, Batch, Episode
 from common.tasks import Task
 
 
@@ -54,8 +54,12 @@ class Collector:
         """What an episode of the run starts from."""
         return episode_seed(self.seeds[run], 0, episode)
 
-    def step(self, actions: np.ndarray) -> tuple[Batch, Episode]:
+    def step(
+        self, actions: np.ndarray, advice: np.ndarray | None = None, labelled: np.ndarray | None = None
+    ) -> tuple[Batch, Episode]:
         """Act in every environment: the transitions [runs, ...], rewards as the learner sees them, and their episodes.
+
+        Where an expert is asked, with its `advice` [runs, a] and which of it is `labelled` [runs] (Advised).
 
         `observation` is afterwards what the next action is for: the start of a new episode where one has ended. Where
         EnvironmentFailed is raised, all is as before, as a checkpoint needs it.
@@ -86,6 +90,8 @@ class Collector:
             mask=np.array([not s.terminated for s in taken], np.float32),
             next_observation=after,
         )
+        if advice is not None:
+            transition = Advised(**vars(transition), advice=advice, labelled=labelled)
         return transition, episode
 
     def report(self) -> list[dict[str, float]]:

@@ -171,8 +171,7 @@ class Environment:
         if self.numbers is not None:
             action = self.numbers[int(np.argmax(action))]
         elif self.is_rescaled:
-            # Rounding could leave the bounds by a bit, which some environments do not forgive.
-            action = (self._centre + self._half_range * action).clip(self._low, self._high)
+            action = self.scaled(action)
         else:
             action = np.array(action)  # the environment's own, to write into if it likes
         self._steps += 1
@@ -199,6 +198,20 @@ class Environment:
         for action in actions:
             observation = self.step(action).next_observation
         return observation
+
+    def scaled(self, action: np.ndarray) -> np.ndarray:
+        """Actions [..., action] in [-1, 1] in the environment's own units; of discrete ones, their numbers [...]."""
+        if self.numbers is not None:
+            return np.array(self.numbers)[action.argmax(axis=-1)]
+        if not self.is_rescaled:
+            return action
+        # Rounding could leave the bounds by a bit, which some environments do not forgive.
+        return (self._centre + self._half_range * action).clip(self._low, self._high)
+
+    @property
+    def goal(self) -> np.ndarray | None:
+        """float64 [2], m: the present episode's goal in the simulation, of a maze that does not show it; else None."""
+        return None if self._goal is None else np.array(self._goal)
 
     def unscaled(self, action: np.ndarray) -> np.ndarray:
         """Actions [..., action] in the environment's own units, as data record them, brought to [-1, 1].
@@ -362,16 +375,18 @@ def as_d4rl(model: mujoco.MjModel) -> None:
     model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
 
 
-def maker_of(task: Task, *sizes: int) -> Callable[[], Environment]:
+def maker_of(task: Task, *sizes: int, render: str | None = None) -> Callable[[], Environment]:
     """What makes the environments of a task, as `make` with these sizes does, here and in other processes."""
-    if task.maker:  # by whose name it goes
+    if task.maker:  # by whose name it goes, and which decides itself what it draws
         return functools.update_wrapper(functools.partial(make, task, *sizes), task.maker)
-    return functools.partial(make_named, task.name, *sizes)
+    return functools.partial(make_named, task.name, *sizes, render=render)
 
 
-def make_named(name: str, observation_size: int | None = None, action_size: int | None = None) -> Environment:
+def make_named(
+    name: str, observation_size: int | None = None, action_size: int | None = None, render: str | None = None
+) -> Environment:
     """As `make`, by the task's name: in words that another process understands."""
-    return make(tasks.find(name), observation_size, action_size)
+    return make(tasks.find(name), observation_size, action_size, render)
 
 
 @contextlib.contextmanager

@@ -56,9 +56,14 @@ def choose_backend() -> None:
     raise Refused(f"--video: MuJoCo cannot draw here ({'; '.join(told)}); {remedy}")
 
 
+def has_display() -> bool:
+    """Whether there is a display to show anything on."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in DISPLAYS)
+
+
 def check_display() -> None:
-    """Raise Refused where there is no display to show anything on: what draws would end the process."""
-    if sys.platform == "linux" and not any(os.environ.get(name) for name in DISPLAYS):
+    """Raise Refused where there is none: what draws would end the process."""
+    if not has_display():
         raise Refused("--render: there is no display here (DISPLAY is not set); --video FILE.mp4 needs none")
 
 

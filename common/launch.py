@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from common import datasets, origins, resuming, stops, tasks
+from common import datasets, environments, experts, keyboard, origins, resuming, stops, tasks
 from common.commandline import Request
 from common.datasets import Dataset, cards
 from common.errors import EnvironmentFailed, Refused
+from common.experts import Expert
 from common.makers import ENDING
 from common.memory import check_memory
 from common.programs import count_devices, programs_of
@@ -71,14 +72,19 @@ def run(
     if data is not None:
         datasets.environment_of(task, data).close()
         sizes = data.observation.shape[1], data.action.shape[1]
+    expert = find_expert(request, task, sizes)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
     check_memory(request, devices, *sizes, prior, agent_class)
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:
-        directory, saved = begin(agent_class, request, arguments, task, card, programs.mesh.size, bool(given_data))
-    elif card is not None:
-        resuming.check_data(directory, saved, card)
+        told = agent_class, request, arguments, task, card, programs.mesh.size, bool(given_data), expert
+        directory, saved = begin(*told)
+    else:
+        if card is not None:
+            resuming.check_data(directory, saved, card)
+        if expert is not None and expert.digest != saved["expert"]["sha256"]:
+            raise Refused(f"{directory.path}: its expert has changed since it began ({expert.name}); put it back")
     if given is not None:
         directory.way = resuming.in_python(directory.path, saved)
     stops.remedy(f"continue with {directory.way}")
@@ -87,7 +93,7 @@ def run(
     with directory.claimed(), contextlib.ExitStack() as stack:
         try:
             session = stack.enter_context(
-                contextlib.closing(Session(request, programs, task, data, prior, directory, console))
+                contextlib.closing(Session(request, programs, task, data, prior, directory, console, expert))
             )
             if begun is not None:
                 if card is not None:
@@ -116,9 +122,22 @@ def check(request: Request, task: Task, has_data: bool = False) -> None:
             f"--dataset{named}: nothing is learnt from data with {request.config.without_data}; raise it, or leave the "
             "data out"
         )
+    if request.config.attended:
+        if request.number_of_runs > 1:
+            raise Refused(f"one person can decide for one run, not for {request.number_of_runs}: start them in turn")
+        keyboard.check()
     for point in request.points():
         if why := dataclasses.replace(request.config, **point).misfit(task):
             raise Refused(why)
+
+
+def find_expert(request: Request, task: Task, sizes: Sequence[int]) -> Expert | None:
+    """The expert that a request's algorithm asks while it collects; None if it asks nobody. Raises Refused."""
+    config = request.config
+    if config.expert is None or not dict(config.phases).get("online"):
+        return None
+    with contextlib.closing(environments.make(task, *sizes)) as environment:
+        return experts.find(config.expert, task, environment)
 
 
 def load(request: Request, task: Task, source: str | None, console: Console) -> Dataset | None:
@@ -143,6 +162,7 @@ def begin(
     card: Mapping[str, Any] | None,
     devices: int,
     has_given_data: bool = False,
+    expert: Expert | None = None,
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """A new run directory, with all that is needed to repeat its runs in config.json. Raises Refused."""
     origin = origins.of(agent_class)
@@ -168,5 +188,6 @@ def begin(
         }
         | ({} if origin.session is None else {"session": origin.session})
         | ({"data_given": True} if has_given_data else {})
+        | ({} if expert is None else {"expert": {"name": expert.name, "sha256": expert.digest}})
     )
     return RunDirectory.create(request.run.out or Path("runs") / origin.name / folder / stamp, config), config

@@ -12,7 +12,7 @@ import numpy as np
 from common.commandline import Request
 from common.errors import Refused
 from common.machine import available_memory, in_words
-from common.replay import Batch
+from common.replay import Batch, blank
 
 PROGRAMS = 2**28
 """Bytes, roughly: the programs, networks and simulations of a command. Arrays of fewer bytes are not what fails."""
@@ -31,7 +31,8 @@ def check_memory(
     `prior` are host arrays, which every device gets. Agents are counted if their class is given. Raises Refused.
     """
     runs, steps = request.number_of_runs, dict(request.config.phases).get("online", 0)
-    row = 4 * (2 * observation_size + action_size + 2)  # float32: two observations, action, reward, mask
+    one = blank(observation_size, action_size, request.config.expert is not None)
+    row = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
     on_host = jax.default_backend() == "cpu"
     sharing = devices if on_host else 1  # those of a CPU share one memory
     there = sharing * -(-runs // devices)
@@ -66,9 +67,7 @@ def largest_agent(
     agent_class: type, config: Any, observation_size: int, action_size: int, prior: Any
 ) -> dict[str, int]:
     """Bytes of the fields of one run's agent, in the phase in which it is largest. Nothing is computed."""
-    observation, action = (jax.ShapeDtypeStruct((size,), np.float32) for size in (observation_size, action_size))
-    number = jax.ShapeDtypeStruct((), np.float32)
-    example = Batch(observation, action, number, number, observation)
+    example = jax.eval_shape(lambda: blank(observation_size, action_size))
 
     def in_all_phases(config: Any, key: jax.Array, example: Batch, prior: Any) -> list[Any]:
         agents = [agent_class.create(config, key, example, prior)]

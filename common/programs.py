@@ -21,7 +21,7 @@ from common.replay import Batch, Episode, Replay
 
 STATIC = ("phase", "block", "grouped")
 """Parameters of a program that are fixed when it is compiled."""
-SAME = ("step", "first", "blocks", "prior")
+SAME = ("step", "first", "blocks", "most", "prior")
 """Parameters of a program that are the same for all runs; all others have the runs as their leading axis."""
 
 MOST_STEPS = 2000
@@ -35,7 +35,7 @@ LARGEST_BLOCK = 50
 KEPT = 8
 """How many commands' programs a process keeps, for others that need the same."""
 
-INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER = range(5)
+INITIALISE, LEARN, OFFLINE, EXPLORE, ENTER, DEFER = range(6)
 """What a key is for: folded into a run's key, so that every use of randomness is a function of (seed, use, step)."""
 
 
@@ -184,6 +184,8 @@ class Programs:
         self.choose = Program(self, self._choose)
         self.collect = Program(self, self._collect, donates=True)
         self.learn = Program(self, self._learn, donates=True)
+        self.defer = Program(self, self._defer)
+        self.study = Program(self, self._study, donates=True)
         self.offline = Program(self, self._offline, donates=True)
         self.act = Program(self, self._act)
         self.proceed = Program(self, self._proceed, donates=True)
@@ -256,6 +258,26 @@ class Programs:
         batches = jax.vmap(sample)(learner.agent, seeds, learner.experience)
         agent, action, metrics = self.over_runs(improve)(learner.agent, seeds, batches, observation)
         return learner.replace(agent=agent), action, metrics
+
+    def _defer(
+        self, agents: Any, seeds: jax.Array, step: jax.Array, action: jax.Array, advice: jax.Array, called: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """After environment step `step`, whether the expert acts, bool [runs], and whether its advice [runs, a] is to
+        be learnt, bool [runs]: see `Agent.defers`."""
+
+        def one_run(agent: Any, seed: jax.Array, *choice: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return agent.defers(*choice, run_key(seed, DEFER, step))
+
+        return self.over_runs(one_run)(agents, seeds, action, advice, called)
+
+    def _study(self, learner: Learner, seeds: jax.Array, most: jax.Array, prior: Any) -> tuple[Learner, Metrics]:
+        """Up to `most` of the updates that each run owes, and the metrics of each, [runs, MOST_STEPS]."""
+
+        def one_run(agent: Any, seed: jax.Array, experience: Replay) -> tuple[Any, Metrics]:
+            return agent.study(experience, prior, run_key(seed, LEARN), most, MOST_STEPS)
+
+        agent, metrics = self.over_runs(one_run)(learner.agent, seeds, learner.experience)
+        return learner.replace(agent=agent), metrics
 
     def _offline(
         self,

@@ -48,6 +48,9 @@ class Progress:
     finite; online it is looked at where a row of metrics is written."""
     owes_evaluation: bool = False
     """Whether the evaluation of the present step was left before its end."""
+    owes_updates: bool = False
+    """Whether the updates that follow the present step online were left before their end: then nothing of that step was
+    reported yet."""
     episode_scores: list[list[float]] = field(default_factory=list)
     """[runs][episodes], percent: of the last evaluation; empty before it, and for tasks without a score."""
     earlier_seconds: float = 0.0

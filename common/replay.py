@@ -10,6 +10,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
@@ -34,6 +35,22 @@ class Batch(struct.PyTreeNode):
     def normalised(self, normal: Callable[[jax.Array], jax.Array]) -> Self:
         """The same rows with both observations passed through `normal`."""
         return self.replace(observation=normal(self.observation), next_observation=normal(self.next_observation))
+
+
+class Advised(Batch):
+    """Transitions with what an expert would have done; `action` is what was done, the expert's or the learner's."""
+
+    advice: jax.Array
+    """[..., action]: the expert's."""
+    labelled: jax.Array
+    """bool [...]: the advice is something to learn."""
+
+
+def blank(observation_size: int, action_size: int, advised: bool = False) -> Batch:
+    """One transition of zeros on the host, as experience has them; with an expert's advice if `advised`."""
+    observation, action, number = (np.zeros(shape, np.float32) for shape in (observation_size, action_size, ()))
+    row = Batch(observation, action, number, number, observation)
+    return Advised(**vars(row), advice=action, labelled=np.zeros((), bool)) if advised else row
 
 
 class Episode(struct.PyTreeNode):

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,7 +78,8 @@ class Reporter:
         """Drop the rows that were written after the checkpoint, and say where it goes on."""
         phase, step, order = self.progress.phase, self.progress.step, self.progress.order
         for table in (self.directory.metrics, self.directory.evaluations):
-            owed = self.progress.owes_evaluation and table is self.directory.evaluations
+            of_evaluation = self.progress.owes_evaluation and table is self.directory.evaluations
+            owed = self.progress.owes_updates or of_evaluation
             place = order(phase), step - owed
             table.keep(r for r in table.rows() if (order(r["phase"]), int(r["step"])) <= place)
         self.announce(f"resuming in the {phase} phase after step {step}")
@@ -149,10 +151,13 @@ class Reporter:
         kept = f"continue with {self.directory.way}" if resumable else "checkpoints were off"
         self.announce(f"interrupted after step {self.progress.step}; {kept}")
 
-    def finish(self, horizon: int, times: StepTimes | None = None, updates: int = 1) -> dict[str, Any]:
+    def finish(
+        self, horizon: int, times: StepTimes | None = None, updates: int = 1, labels: Sequence[Path] = ()
+    ) -> dict[str, Any]:
         """Draw the curve, write the summary, say the score; `horizon` is the environment's, in steps.
 
-        `times` are what an online step took, with so many `updates`.
+        `times` are what an online step took, with so many `updates`. `labels` are the data sets of what an expert has
+        labelled, of every run.
         """
         progress, count = self.progress, len(self.seeds)
         finals = self._finals()
@@ -165,6 +170,7 @@ class Reporter:
             "steps_per_second": progress.speed,
             "steps_per_second_with_evaluation": progress.speed_with_evaluation,
             **({} if times is None else {"online_step_milliseconds": times._asdict()}),
+            **({"labels": [str(path.relative_to(self.directory.path)) for path in labels]} if labels else {}),
             "learning_seconds": progress.learning_seconds,
             "evaluation_seconds": progress.evaluation_seconds,
             "compile_seconds": progress.compile_seconds,
@@ -180,6 +186,8 @@ class Reporter:
                 self.announce(line)
         if times is not None:
             self.announce(times.line(updates))
+        if labels:
+            self.announce(f"labels in {labels[0].parent}: others learn from them with --dataset {labels[0]}")
         own = len(best["runs"])
         where = f" of the best of {self.points} points, {best['point']}" if self.points > 1 else ""
         self.announce(

@@ -213,6 +213,21 @@ class Watch:
         return returned[0]
 
 
+_undoings: list[Callable[[], None]] = []
+"""What is to be undone before this process ends."""
+
+
+@contextlib.contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """`undo` is called when what is inside ends, and also where the process is ended in the midst of it (`end`)."""
+    _undoings.append(undo)
+    try:
+        yield
+    finally:
+        _undoings.remove(undo)
+        undo()
+
+
 _watch: Watch | None = None
 """That of a process which is a command's own."""
 
@@ -282,6 +297,9 @@ def end(status: int, announce: Callable[[str], None] = print, text: str = "") ->
             sys.stdout.flush()
             sys.stderr.flush()
 
+    for undo in _undoings:
+        with contextlib.suppress(Exception):  # what it was done to is gone
+            undo()
     words = threading.Thread(target=last_words, daemon=True)
     words.start()
     words.join(LAST_WORDS)

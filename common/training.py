@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -11,20 +12,23 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from common import environments, stops
+from common import environments, films, guidance, stops
 from common.checkpoints import Checkpoints, Saving, pack, unpack
 from common.collection import Collector
 from common.commandline import Request
 from common.datasets import Dataset
 from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, useful_workers
+from common.experts import Expert
+from common.guidance import Guide
+from common.keyboard import Keys
 from common.means import Means, first_not_finite, known
 from common.pacing import Pace, StepTimes
 from common.players import Told
 from common.policyfiles import PolicyFiles
-from common.programs import Learner, Program, Programs, block_size, most_blocks
+from common.programs import MOST_STEPS, Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
-from common.replay import Batch, Episode, Replay
+from common.replay import Episode, Replay, blank
 from common.reporting import Reporter
 from common.runs import RunDirectory
 from common.stops import Stopped, Watch
@@ -61,8 +65,10 @@ class Session:
         prior: Any,
         directory: RunDirectory,
         console: Console,
+        expert: Expert | None = None,
     ):
-        """At the first step. `data` decide the environment's form; `prior` is what the algorithm has made of them."""
+        """At the first step. `data` decide the environment's form; `prior` is what the algorithm has made of them. The
+        `expert` is asked while experience is collected."""
         self.progress = Progress({name: steps for name, steps in request.config.phases if steps})
         self.request, self.programs, self.folder = request, programs, directory.path
         run, labels = request.run, request.labels()
@@ -73,8 +79,15 @@ class Session:
         sizes = () if data is None else (data.observation.shape[1], data.action.shape[1])
         make = environments.maker_of(task, *sizes)
         self.collector: Collector | None = None
+        self.keys: Keys | None = None
+        """Those of somebody who decides who acts; None without anybody."""
         if "online" in self.progress.phases:
-            self.collector = Collector(make, task, self.seeds, repeats=not run.single_environment)
+            collects = make
+            if request.config.attended:
+                self.keys = Keys(request.config.attended)
+                shown = "human" if films.has_display() else None
+                collects = environments.maker_of(task, *(sizes or (None, None)), render=shown)
+            self.collector = Collector(collects, task, self.seeds, repeats=not run.single_environment)
             environment = self.collector.environments[0]
         else:
             environment = make()
@@ -108,6 +121,13 @@ class Session:
         self.prior = None if prior is None else programs.share(prior)
         self.learner = self.fresh_learner(environment.observation_size, environment.action_size)
         self.enter(self.progress.phase)
+        self.guide: Guide | None = None
+        """None where no expert is asked."""
+        if expert is not None:
+            self.guide = Guide(expert, self.collector, programs, self.keys)
+        self.studies = self.learner.agent.owes() is not None
+        """Whether updates come in rounds, not after every step of the online phase."""
+        self.task = task
         self.pace_online = Pace()
         """Of the steps of this process that learn."""
         self.action: np.ndarray | None = None
@@ -120,13 +140,8 @@ class Session:
         for name in request.grid:
             values = [point[name] for point in request.points() for _ in range(request.run.num_seeds)]
             configs = configs.replace(**{name: np.array(values, np.float32)})
-        example = Batch(
-            observation=np.zeros((runs, observation_size), np.float32),
-            action=np.zeros((runs, action_size), np.float32),
-            reward=np.zeros(runs, np.float32),
-            mask=np.zeros(runs, np.float32),
-            next_observation=np.zeros((runs, observation_size), np.float32),
-        )
+        one = blank(observation_size, action_size, request.config.expert is not None)
+        example = jax.tree.map(lambda x: np.zeros((runs, *x.shape), x.dtype), one)
         agent = self.programs.create(configs, np.array(self.seeds, np.int32), example, self.prior)
         capacity = self.progress.phases.get("online", 0)
         if not capacity:
@@ -179,7 +194,8 @@ class Session:
     def train(self) -> Result:
         """Every phase that is left, and the summary. Raises EnvironmentFailed, once a checkpoint is written."""
         stopped, times = False, None
-        with self.reporter.live(), stops.noting(self.reporter.announce) as watch:
+        listening = self.keys.listening() if self.keys else contextlib.nullcontext()
+        with listening, self.reporter.live(), stops.noting(self.reporter.announce) as watch:
             try:
                 self.learn(watch)
                 times = self.step_times(watch)
@@ -195,7 +211,13 @@ class Session:
         if not self.checkpoints:
             self.policies.write(self.programs.host(self.learner.agent))
         updates = getattr(self.request.config, "utd", 1)
-        return Result(self.folder, self.reporter.finish(self.horizon, times, updates), 0)
+        labels = self.write_labels() if self.guide else []
+        return Result(self.folder, self.reporter.finish(self.horizon, times, updates, labels), 0)
+
+    def write_labels(self) -> list[Path]:
+        """The data sets of what was labelled, of every run."""
+        rows = self.programs.host(self.learner.experience.rows)
+        return guidance.write(self.folder, rows, self.collector.environments[0], self.task)
 
     def step_times(self, watch: Watch) -> StepTimes | None:
         """What an online step takes, by those of this process; None without any."""
@@ -273,6 +295,12 @@ class Session:
         progress, run, programs = self.progress, self.request.run, self.programs
         first = progress.step + 1
         learning_from = max(self.request.config.start_training, progress.step) + 1
+        if self.studies:
+            learning_from = progress.phases["online"] + 1
+            if progress.owes_updates:  # where this phase was left
+                self.study(watch)
+                self.log_studies()
+                self.round_off(progress.step - 1, watch)
         shown = 0.0
         while progress.step < progress.phases["online"]:
             step = progress.step + 1
@@ -287,8 +315,8 @@ class Session:
                 self.prepare(watch, programs.learn, *self.like_a_step(), self.prior)
             elif step == first:
                 self.prepare(watch, programs.collect, *self.like_a_step())
-            start = time.perf_counter()
-            transition, episode = self.collector.step(self.action)
+            start, compiled = time.perf_counter(), progress.compile_seconds
+            transition, episode = self.collector.step(*self.about_to_step(watch))
             played = time.perf_counter()
             progress.step = step
             arguments = (self.learner, self.device_seeds, step, transition, episode, self.collector.observation)
@@ -298,28 +326,77 @@ class Session:
             else:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
             self.action = self.playable(action)
+            if self.studies:
+                self.study(watch)
             now = time.perf_counter()
+            start += progress.compile_seconds - compiled  # of what was met for the first time on the way
             if step == learning_from:
                 progress.compile_seconds += now - start
-            elif step > learning_from:
+            elif step > learning_from or self.studies:
                 progress.learnt(1, now - start)
                 self.pace_online.note(played - start, now - played)
             if now - shown > SHOWN_EVERY:
                 shown = now
-                self.reporter.advance("online" if metrics else "collecting")
+                self.reporter.advance(self.doing(bool(metrics)))
             if metrics and step % run.log_every == 0:
                 metrics = programs.host(metrics)
                 for which, (_, name) in first_not_finite({n: x[:, None] for n, x in metrics.items()}).items():
                     self.reporter.not_finite(which, name, step)
                 self.reporter.log(known(metrics), self.collector.report())
+            elif self.studies:
+                self.log_studies()
             self.round_off(step - 1, watch)
+
+    def about_to_step(self, watch: Watch) -> tuple[np.ndarray, ...]:
+        """What `Collector.step` takes: the next actions, and what experts say of them, if there are any."""
+        if self.guide is None:
+            return (self.action,)
+        self.guide.attend()
+        question = self.guide.question(self.learner.agent, self.device_seeds, self.progress.step, self.action)
+        self.prepare(watch, self.programs.defer, *question)
+        return self.guide(question)
+
+    def doing(self, learns: bool) -> str:
+        """What the bar says of the online phase, at steps that are learnt from or not."""
+        if self.keys is not None:
+            return self.guide.who()
+        return "online" if learns or self.studies else "collecting"
+
+    def owed(self) -> np.ndarray:
+        """Updates that are due before the next environment step, [runs]."""
+        return self.programs.host(self.learner.agent.owes())
+
+    def study(self, watch: Watch) -> None:
+        """All updates that are due before the next environment step, by calls of about a second, and then the actions
+        of the runs that have learnt. Raises Stopped between two calls, from where it goes on."""
+        while (owed := self.owed()).any():
+            self.progress.owes_updates = True
+            watch.look()
+            most = 1 if math.isinf(self.pace) else min(max(1, int(CALL_SECONDS / self.pace)), MOST_STEPS)
+            call = self.learner, self.device_seeds, most, self.prior
+            self.prepare(watch, self.programs.study, *call)
+            start = time.perf_counter()
+            self.learner, metrics = self.programs.study(*call)
+            metrics = self.programs.host(metrics)  # waits
+            self.pace = (time.perf_counter() - start) / (owed - self.owed()).sum()
+            self.means.add(metrics)
+            for run, (_, name) in first_not_finite(metrics).items():
+                self.reporter.not_finite(run, name, self.progress.step)
+            self.prepare(watch, self.programs.choose, *self.about_to_act())
+            self.action = np.where((owed > 0)[:, None], self.next_action(), self.action)
+        self.progress.owes_updates = False
+
+    def log_studies(self) -> None:
+        """A row of metrics, if it is due: the means over all updates since the last."""
+        if self.progress.step % self.request.run.log_every == 0:
+            self.reporter.log(self.means.take(), self.collector.report())
 
     def like_a_step(self) -> tuple:
         """What `collect` and `learn` take of an environment step, in its shapes."""
         runs, seen = len(self.seeds), self.collector.observation
-        nothing = np.zeros(runs, np.float32)
-        transition = Batch(seen, np.zeros_like(self.action), nothing, nothing, seen)
-        episode = Episode(np.zeros(runs, bool), nothing, np.zeros(runs, np.int32))
+        one = blank(seen.shape[1], self.action.shape[1], self.guide is not None)
+        transition = jax.tree.map(lambda x: np.zeros((runs, *x.shape), x.dtype), one)
+        episode = Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.zeros(runs, np.int32))
         return self.learner, self.device_seeds, 1, transition, episode, seen
 
     def round_off(self, first: int, watch: Watch) -> None:
@@ -329,7 +406,8 @@ class Session:
         if last or progress.step % self.request.run.eval_every == 0:
             progress.owes_evaluation = True
             self.evaluate(watch)
-        if self.checkpoints and (last or self.saving.due(first, progress.step)):
+        is_new = self.checkpoints and progress.total_step != self.kept_at
+        if is_new and (last or self.saving.due(first, progress.step)):
             self.save()
         if progress.total_step < progress.total:
             watch.look()

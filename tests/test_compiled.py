@@ -90,6 +90,8 @@ class Learning:
 
     def __init__(self, kind, config, seeds):
         count, rows, task = len(seeds), data(400), tasks.find("hopper-medium")
+        if config.expert is not None:  # what it learns of experience is no part of a step
+            config = config.replace(offline_steps=10)
         self.phase = next(phase for phase, steps in config.phases if steps)
         self.programs = Programs(kind, config, count, None, 1)
         self.prior = self.programs.share(kind.prepare(config, rows, task))

@@ -118,6 +118,23 @@ def follow(
     return np.array(observations), np.array(actions)
 
 
+class Guide:
+    """The ant's controller along waypoints as an expert, without noise: to the goal of the episode, which an
+    observation does not show."""
+
+    def __init__(self) -> None:
+        self.waypoints: tuple[tuple, mazes.Waypoints] | None = None
+        """Of the present episode: its maze and goal, and the way there."""
+
+    def __call__(self, environment: Environment, observation: np.ndarray) -> np.ndarray:
+        """The action float32 [8] at an observation [29] of the environment's present episode."""
+        maze, goal = environment.raw.unwrapped.maze, environment.goal
+        if self.waypoints is None or self.waypoints[0] != (maze, *goal.tolist()):
+            self.waypoints = (maze, *goal.tolist()), mazes.Waypoints(maze, goal)
+        place = observation[:2] + environment.origin
+        return _controller()(observation[None, 2:], (self.waypoints[1](place) - place)[None])[0].astype(np.float32)
+
+
 @functools.cache
 def _controller() -> Controller:
     return Controller()

@@ -30,11 +30,19 @@ class Policy:
 
     def __call__(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sampled actions float32 [..., a], in (-1, 1), for observations float32 [..., o]."""
-        for kernel, bias in self.hidden:
-            observation = np.maximum(observation @ kernel + bias, 0)
+        observation = self._features(observation)
         mean = observation @ self.mean[0] + self.mean[1]
         std = np.exp((observation @ self.log_std[0] + self.log_std[1]).clip(-20, 2))
         return np.tanh(mean + std * rng.standard_normal(mean.shape, np.float32))
+
+    def mode(self, observation: np.ndarray) -> np.ndarray:
+        """The squashed means float32 [..., a], for observations float32 [..., o]."""
+        return np.tanh(self._features(observation) @ self.mean[0] + self.mean[1])
+
+    def _features(self, observation: np.ndarray) -> np.ndarray:
+        for kernel, bias in self.hidden:
+            observation = np.maximum(observation @ kernel + bias, 0)
+        return observation
 
     @property
     def layers(self) -> list[Layer]:
