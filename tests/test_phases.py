@@ -95,7 +95,7 @@ def test_an_offline_run_has_one_phase(name, tmp_path, monkeypatch):
     assert int(sessions[0].learner.agent.critic.opt_state.count[0]) == 20
     programs = sessions[0].programs
     sizes = {name: p.jitted._cache_size() for name, p in vars(programs).items() if isinstance(p, Program)}
-    never = dict.fromkeys(("choose", "collect", "learn", "proceed"), 0)
+    never = dict.fromkeys(("choose", "collect", "learn", "proceed", "defer", "study"), 0)
     assert sizes == {"create": 1, "offline": 1, "act": 1, "enter": 1} | never
 
 
