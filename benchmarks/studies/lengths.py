@@ -1,10 +1,10 @@
 """How long the algorithm files are, and what their lines are for: `python -m benchmarks.studies.lengths`.
 
 Equations: the docstring on top. Settings: Config and presets. Interface: imports and what programs.py and policy files
-ask of an agent (prepare, create, sample, enter, explore, act, recall, proceed, portable). Science: the rest, losses and updates and
-networks of its own; `share`, of all lines. `own` is another share: of the lines that are neither imports nor signatures
-nor docstrings of one line, those that no other algorithm file has, wherever they are indented. Empty lines are left
-out. Rows go to benchmarks/results/lengths.{csv,json}.
+ask of an agent (prepare, create, sample, enter, explore, act, recall, proceed, portable). Science: the rest, losses and
+updates and networks of its own; `share`, of all lines. `own` is another share: of the lines that are neither imports
+nor signatures nor docstrings of one line, those that no other algorithm file has, wherever they are indented. Empty
+lines are left out. Rows go to benchmarks/results/lengths.{csv,json}.
 """
 
 from __future__ import annotations
