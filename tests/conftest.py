@@ -84,7 +84,7 @@ def pytest_unconfigure(config):
 def pytest_runtest_protocol(item, nextitem):
     jax.config.update("jax_disable_most_optimizations", not optimised(item))
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimised(item) else "1"  # of commands that tests start
-    os.environ["XLA_FLAGS"] = FLAGS if optimised(item) else f"{FLAGS} {item.config.stash[OLDER]}"
+    os.environ["XLA_FLAGS"] = FLAGS if optimised(item) else f"{FLAGS} {item.config.stash[OLDER]}".strip()
     result = yield
     if nextitem is None or (nextitem.path, optimised(nextitem)) != (item.path, optimised(item)):
         programs.forget()
