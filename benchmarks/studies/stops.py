@@ -176,7 +176,7 @@ class Study:
         cold.mkdir()
         run = Command(algorithm, self.arguments(algorithm, out), data, cache)
         self.moment(moments, algorithm, stage, run, out)
-        sent = time.perf_counter()
+        finished, sent = (out / "summary.json").exists(), time.perf_counter()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.process.pid, by)
         try:
@@ -185,7 +185,7 @@ class Study:
             os.killpg(run.process.pid, signal.SIGKILL)
             status = run.end()
         ended = time.perf_counter()
-        if status == 0:
+        if finished or status == 0:
             return None
         answers = [when - sent for when, line in run.said if ANSWER in line or "interrupted before" in line]
         begun = (out / "config.json").exists()
