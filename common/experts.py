@@ -79,10 +79,7 @@ def _trained(asked: str, task: Task, environment: Environment) -> Expert:
     policy = Exported(policy.path, (policy.about, policy.arrays))
     if policy.remembers:
         raise Refused(f"--expert {asked}: its policy remembers its episode, and cannot be asked at any state of others")
-    mine = policy.observation_size, policy.action_size, policy.first is not None
-    its = environment.observation_size, environment.action_size, environment.numbers is not None
-    if mine != its:
-        forms = [f"{o} numbers and {a} {'discrete actions' if d else 'per action'}" for o, a, d in (mine, its)]
+    if forms := policies.misfit(policy, environment):
         raise Refused(f"--expert {asked}: it sees {forms[0]}, {task.name} has {forms[1]}; name one of this task")
     digest = hashlib.sha256()
     for name in sorted(policy.arrays):

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.collection import Collector
-from common.environments import Environment
 from common.experts import Expert
 from common.keyboard import Keys
 from common.programs import Programs
 from common.replay import Advised
 from common.runs import replacing, writing
-from common.tasks import Task
 
 FOLDER = "labels"
 """Of a run directory: what was labelled, RUN.npz each."""
@@ -64,34 +62,33 @@ class Guide:
         """Who has the control, for somebody who decides."""
         return "expert acts" if self.is_called else "learner acts"
 
+    def write(self, folder: Path, rows: Advised) -> list[Path]:
+        """Replace the data sets of all runs, by rows on the host, [runs, n, ...]: where they are. Raises Refused.
 
-def write(folder: Path, rows: Advised, environment: Environment, task: Task) -> list[Path]:
-    """Replace the data sets of all runs, by rows on the host, [runs, n, ...]: where they are. Raises Refused.
-
-    Each has the keys of D4RL's files in an archive of NumPy: `actions` are the expert's labels, and `executed` what was
-    done instead, which is what rewards and following states came of. Steps without a label are left out, and what is
-    before and behind them are different episodes.
-    """
-    paths = []
-    for run in range(len(rows.reward)):
-        kept = rows.labelled[run]
-        own = {name: getattr(rows, name)[run][kept] for name in vars(rows)}
-        terminals = own["mask"] == 0
-        follows = np.zeros(len(terminals), bool)
-        follows[:-1] = (own["next_observation"][:-1] == own["observation"][1:]).all(axis=1) & ~terminals[:-1]
-        path = folder / FOLDER / f"{run}.npz"
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    observations=own["observation"],
-                    actions=environment.scaled(own["advice"]),
-                    executed=environment.scaled(own["action"]),
-                    rewards=(own["reward"] - np.float32(task.reward_shift)) / np.float32(task.reward_scale),
-                    next_observations=own["next_observation"],
-                    terminals=terminals,
-                    timeouts=~follows & ~terminals,
-                )
-        paths.append(path)
-    return paths
+        Each has the keys of D4RL's files in an archive of NumPy: `actions` are the expert's labels, and `executed` what
+        was done instead, which is what rewards and following states came of. Steps without a label are left out, and
+        what is before and behind them are different episodes.
+        """
+        paths, environment, task = [], self.collector.environments[0], self.collector.task
+        for run in range(len(rows.reward)):
+            kept = rows.labelled[run]
+            own = {name: getattr(rows, name)[run][kept] for name in vars(rows)}
+            terminals = own["mask"] == 0
+            follows = np.zeros(len(terminals), bool)
+            follows[:-1] = (own["next_observation"][:-1] == own["observation"][1:]).all(axis=1) & ~terminals[:-1]
+            path = folder / FOLDER / f"{run}.npz"
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.savez(
+                        file,
+                        observations=own["observation"],
+                        actions=environment.scaled(own["advice"]),
+                        executed=environment.scaled(own["action"]),
+                        rewards=(own["reward"] - np.float32(task.reward_shift)) / np.float32(task.reward_scale),
+                        next_observations=own["next_observation"],
+                        terminals=terminals,
+                        timeouts=~follows & ~terminals,
+                    )
+            paths.append(path)
+        return paths

@@ -116,12 +116,9 @@ def _environment(name: str, policy: Exported, mode: str | None) -> Environment:
         environment = environments.make(task, policy.observation_size if task.reaches_goal else None, None, mode)
     if mode:
         films.show_maze(environment.raw)
-    mine = policy.observation_size, policy.action_size, policy.about["action"]["first"] is not None
-    its = environment.observation_size, environment.action_size, environment.numbers is not None
-    if mine != its:
+    if forms := policies.misfit(policy, environment):
         environment.close()
-        forms = (f"{o} numbers and {a} {'discrete actions' if d else 'per action'}" for o, a, d in (mine, its))
-        raise Refused(f"{policy.path}: the policy sees {next(forms)}, {name} has {next(forms)}; play the task it is of")
+        raise Refused(f"{policy.path}: the policy sees {forms[0]}, {name} has {forms[1]}; play the task it is of")
     return environment
 
 

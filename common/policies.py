@@ -9,7 +9,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from common.errors import Refused, one_line
 from common.exported import Exported, Unusable
 from common.resuming import began_in
 from common.runs import RunDirectory, read_config
+
+if TYPE_CHECKING:
+    from common.environments import Environment
 
 CHECKPOINTS = "checkpoints"
 ROWS = 40
@@ -44,6 +47,15 @@ class Policy(Exported):
         with jax.default_matmul_precision("highest"):
             action, memory = self._further(self._weights, memory, rows, rewards)
         return np.asarray(action), memory
+
+
+def misfit(policy: Exported, environment: Environment) -> tuple[str, str] | None:
+    """What a policy sees and does, and what an environment has, in words; None where these are the same."""
+    mine = policy.observation_size, policy.action_size, policy.about["action"]["first"] is not None
+    its = environment.observation_size, environment.action_size, environment.numbers is not None
+    if mine == its:
+        return None
+    return tuple(f"{o} numbers and {a} {'discrete actions' if d else 'per action'}" for o, a, d in (mine, its))
 
 
 def load(path: str | Path, run: int = 0) -> Policy:

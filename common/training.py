@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from common import environments, films, guidance, stops
+from common import environments, films, stops
 from common.checkpoints import Checkpoints, Saving, pack, unpack
 from common.collection import Collector
 from common.commandline import Request
@@ -86,7 +86,7 @@ class Session:
             if request.config.attended:
                 self.keys = Keys(request.config.attended)
                 shown = "human" if films.has_display() else None
-                collects = environments.maker_of(task, *(sizes or (None, None)), render=shown)
+                collects = environments.maker_of(task, *sizes, render=shown)
             self.collector = Collector(collects, task, self.seeds, repeats=not run.single_environment)
             environment = self.collector.environments[0]
         else:
@@ -127,7 +127,6 @@ class Session:
             self.guide = Guide(expert, self.collector, programs, self.keys)
         self.studies = self.learner.agent.owes() is not None
         """Whether updates come in rounds, not after every step of the online phase."""
-        self.task = task
         self.pace_online = Pace()
         """Of the steps of this process that learn."""
         self.action: np.ndarray | None = None
@@ -211,13 +210,8 @@ class Session:
         if not self.checkpoints:
             self.policies.write(self.programs.host(self.learner.agent))
         updates = getattr(self.request.config, "utd", 1)
-        labels = self.write_labels() if self.guide else []
+        labels = self.guide.write(self.folder, self.programs.host(self.learner.experience.rows)) if self.guide else []
         return Result(self.folder, self.reporter.finish(self.horizon, times, updates, labels), 0)
-
-    def write_labels(self) -> list[Path]:
-        """The data sets of what was labelled, of every run."""
-        rows = self.programs.host(self.learner.experience.rows)
-        return guidance.write(self.folder, rows, self.collector.environments[0], self.task)
 
     def step_times(self, watch: Watch) -> StepTimes | None:
         """What an online step takes, by those of this process; None without any."""
