@@ -11,6 +11,7 @@ And no files of D4RL's, neither on this machine nor within reach, unless a test 
 """
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -46,6 +47,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
+    gc.set_threshold(100_000, 50, 100)  # tracing makes so many objects that collecting them took a seventh of it
     config.addinivalue_line("markers", "optimised: compiled as users' programs are")
     config.addinivalue_line("markers", "every: of one more algorithm, with --every")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers, and commands that tests start, inherit the environment

@@ -69,7 +69,7 @@ def table(path: Path, *leave_out: str) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in leave_out} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module", params=TO_ONLINE)
+@pytest.fixture(scope="module", params=some("iql", "redq_adaptive_bc", of=TO_ONLINE))
 def both(request, tmp_path_factory) -> tuple[str, Path]:
     """20 updates, then 30 environment steps, of two seeds."""
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -198,7 +198,9 @@ MODEL = (
         ("bail", ("--envelope-steps", 10, "--validate-every", 3), (5, 10, 20), ["envelope"] * 2 + ["offline"] * 4),
         ("bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4),
         ("mopo", MODEL, (5, 15), ["model"] * 2 + ["offline"] * 4),
-        ("combo", (*MODEL, "--actions", 2), (10, 20), ["model"] * 2 + ["offline"] * 4),
+        pytest.param(
+            "combo", (*MODEL, "--actions", 2), (10, 20), ["model"] * 2 + ["offline"] * 4, marks=pytest.mark.every
+        ),
     ],
 )
 def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name, flags, at, phases):
