@@ -74,7 +74,8 @@ def run(
         sizes = data.observation.shape[1], data.action.shape[1]
     expert = find_expert(request, task, sizes)
     prior = None if data is None else agent_class.prepare(request.config, data, task)
-    check_memory(request, devices, *sizes, prior, agent_class)
+    if told := check_memory(request, devices, *sizes, prior, agent_class):
+        console.print(told, highlight=False, soft_wrap=True)
     shape = request.number_of_runs, request.run.width, request.run.devices
     programs = programs_of(agent_class, request.config, *shape, prior)
     if directory is None:

@@ -1,4 +1,4 @@
-"""Whether what a command keeps in memory fits, counted before anything is written."""
+"""What a command keeps in memory, and whether it fits: counted, and told, before anything is written."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def check_memory(
     action_size: int,
     prior: Any = None,
     agent_class: type | None = None,
-) -> None:
-    """Refuse a command whose replay buffers, prior data and agents, beside its programs, exceed the memory there is.
+) -> str | None:
+    """What the replay buffers, prior data and agents of a command take, in a line; None of what is sure to fit.
 
-    `prior` are host arrays, which every device gets. Agents are counted if their class is given. Raises Refused.
+    `prior` are host arrays, which every device gets. Agents are counted if their class is given. Raises Refused where
+    they, beside the programs, exceed the memory there is: of the machine, or of each accelerator.
     """
     runs, steps = request.number_of_runs, dict(request.config.phases).get("online", 0)
     one = blank(observation_size, action_size, request.config.expert is not None)
@@ -42,22 +43,24 @@ def check_memory(
     # On a CPU, runs follow one another, and those before a call are kept until all are after it.
     agents = (1 + on_host) * there * sum(fields.values())
     if buffers + known + agents < PROGRAMS:
-        return
-    free = available_memory() if on_host else _free_on_device()
-    fits = free is None or buffers + known + agents + PROGRAMS <= free
-    if fits and not (on_host and _lacks_addresses(buffers, known + agents)):
-        return
+        return None
     several = f"{runs} run{'s' * (runs > 1)}"
     parts = [f"replay buffers of {in_words(buffers)} ({several} x {steps:,} steps x {row:,} bytes)"] if buffers else []
-    parts += [f"prior data of {in_words(known)}"] if known else []
+    parts += [f"prior data of {in_words(known)}"] if known > 1e5 else []
     if agents > PROGRAMS:
         most = max(fields, key=fields.get)
         mostly = f", most of it `{most}`" if 2 * fields[most] > sum(fields.values()) else ""
         twice = "twice " * on_host
         parts += [f"agents of {in_words(agents)} ({several} x {twice}{in_words(sum(fields.values()))}{mostly})"]
+    free = available_memory() if on_host else _free_on_device()
+    told = f"{' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs"
+    fits = free is None or buffers + known + agents + PROGRAMS <= free
+    if fits and not (on_host and _lacks_addresses(buffers, known + agents)):
+        there = "" if free is None else f"; {in_words(free)} are free"
+        return f"memory{'' if on_host else ' of each device'}: {told}{there}"
     short = f"where {in_words(free)} are free" if free is not None else "which the system does not give"
     raise Refused(
-        f"too little memory: {' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs, {short}; take "
+        f"too little memory: {told}, {short}; take "
         f"{'fewer online steps, ' * bool(buffers)}{'smaller agents, ' * (agents > PROGRAMS)}fewer runs at once, or a "
         "smaller --devices"
     )

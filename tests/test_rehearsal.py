@@ -502,9 +502,10 @@ def test_what_agents_keep_is_counted_in_the_phase_in_which_it_is_most(monkeypatc
     monkeypatch.setattr(memory, "available_memory", lambda: 1_500_000_000)
     monkeypatch.setattr(memory, "_lacks_addresses", lambda *_: False)
     asked = Request(Run(num_seeds=4), config, {}), 1, 11, 3, prior
-    memory.check_memory(*asked, mopo.MOPO)
+    told = "memory: agents of 1.0 GB (4 runs x twice 0.1 GB, most of it `imagined`), beside about 0.3 GB for programs"
+    assert memory.check_memory(*asked, mopo.MOPO) == f"{told}; 1.5 GB are free"
     more = Request(Run(num_seeds=8), config, {}), 1, 11, 3, prior
-    memory.check_memory(*more)
+    assert memory.check_memory(*more) is None
     with pytest.raises(Refused, match=r"agents of [12].\d GB \(8 runs x twice 0.1 GB, most of it `imagined`\)"):
         memory.check_memory(*more, mopo.MOPO)
     monkeypatch.setattr(memory.jax, "default_backend", lambda: "gpu")
@@ -519,12 +520,14 @@ def test_an_accelerators_own_memory_is_what_counts(monkeypatch, used, fits):
     monkeypatch.setattr(memory.jax, "devices", lambda: [device])
     monkeypatch.setattr(memory, "available_memory", lambda: pytest.fail("the host's"))
     if fits:
-        memory.check_memory(*asked())
+        assert "; 16.0 GB are free" in memory.check_memory(*asked())
     else:
         with pytest.raises(Refused, match=r"6.0 GB are free"):
             memory.check_memory(*asked())
     device.memory_stats = lambda: None  # not every one tells
-    memory.check_memory(*asked())
+    told = memory.check_memory(*asked())
+    assert told.startswith("memory of each device: replay buffers of ")
+    assert told.endswith(" for programs")
 
 
 # ----------------------------------------------------------------------------- the command
