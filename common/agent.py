@@ -307,9 +307,9 @@ class Agent(struct.PyTreeNode):
             return agent.gradient_steps(batches, jax.vmap(lambda key: jax.random.split(key, 1)[0])(update_keys), x[1])
 
         if grouped:
-            agent, metrics = jax.lax.scan(group, self, (grouping(keys, self.period), grouping(steps, self.period)))
+            agent, metrics = scan(group, self, (grouping(keys, self.period), grouping(steps, self.period)))
         else:
-            agent, metrics = jax.lax.scan(one, self, (keys, steps))
+            agent, metrics = scan(one, self, (keys, steps))
         return agent, jax.tree.map(jnp.ravel, metrics)
 
     def are_whole_groups(self, first: int, steps: int) -> bool:
@@ -338,21 +338,35 @@ class Agent(struct.PyTreeNode):
             return agent, metrics | more
 
         def group(agent: Self, xs: tuple) -> tuple[Self, Metrics]:
-            agent, metrics = jax.lax.scan(lambda agent, x: agent.update_once(*x), agent, xs)
+            together = jax.default_backend() != "cpu"  # where a pass of a loop costs as much as several kernels
+            agent, metrics = scan(lambda agent, x: agent.update_once(*x), agent, xs, unroll=together)
             # Nothing fuses with the delayed step, so that it rounds as it does behind a conditional.
             agent, more = jax.lax.optimization_barrier(delayed(agent, jax.tree.map(lambda x: x[-1], xs[0])))
             return agent, metrics | jax.tree.map(lambda x: jnp.full(period, MISSING, x.dtype).at[-1].set(x), more)
 
         steps = batches, keys, numbers
         if not period or count % period:
-            return jax.lax.scan(one, self, steps)
-        agent, metrics = jax.lax.scan(group, self, jax.tree.map(lambda x: grouping(x, period), steps))
+            return scan(one, self, steps)
+        agent, metrics = scan(group, self, jax.tree.map(lambda x: grouping(x, period), steps))
         return agent, jax.tree.map(jnp.ravel, metrics)
 
     def after_episode(self, episode: Episode, experience: Replay) -> Self:
         """After every environment step, whose transition is the newest of the experience: what an algorithm learns from
         how its episodes go."""
         return self
+
+
+def scan(step: Callable[[Any, Any], tuple[Any, Metrics]], agent: Any, xs: Any, unroll: bool = False) -> tuple:
+    """`jax.lax.scan` of steps that tell metrics of one shape, which are kept in one array: one write in each pass."""
+    names: list[str] = []
+
+    def one(agent: Any, x: Any) -> tuple[Any, jax.Array]:
+        agent, metrics = step(agent, x)
+        names[:] = metrics
+        return agent, jnp.stack(list(metrics.values()))
+
+    agent, rows = jax.lax.scan(one, agent, xs, unroll=unroll)
+    return agent, {name: rows[:, place] for place, name in enumerate(names)}
 
 
 def grouping(steps: jax.Array, size: int) -> jax.Array:

@@ -77,9 +77,13 @@ relu_slopes.defvjp(_relu_slopes_forward, _relu_slopes_backward)
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and reciprocal standard deviation of the last axis, kept as an axis of one."""
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.maximum(0.0, jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean))
-    return mean, jax.lax.rsqrt(variance + 1e-6)
+    if jax.default_backend() == "cpu":
+        mean, of_squares = x.mean(-1, keepdims=True), jnp.square(x).mean(-1, keepdims=True)
+    else:  # in one pass over memory
+        zero = jnp.zeros((), x.dtype)
+        sums = jax.lax.reduce((x, jnp.square(x)), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (x.ndim - 1,))
+        mean, of_squares = (total[..., None] / x.shape[-1] for total in sums)
+    return mean, jax.lax.rsqrt(jnp.maximum(0.0, of_squares - jnp.square(mean)) + 1e-6)
 
 
 @jax.custom_vjp

@@ -249,6 +249,14 @@ class Normaliser(struct.PyTreeNode):
         return (observation - self.mean) / self.std
 
 
+def joining(number: jax.Array | float) -> jax.Array | float:
+    """The same number [], on an accelerator as an entry of an array: of what is done with one array to parameters of
+    one shape, XLA makes one kernel instead of one for each."""
+    if jax.default_backend() == "cpu":
+        return number
+    return jax.lax.optimization_barrier(jnp.full(2, number))[0]
+
+
 class Network(struct.PyTreeNode):
     """A module bound to its parameters and its Adam state: call it like a function, replace it like a value."""
 
@@ -277,6 +285,7 @@ class Network(struct.PyTreeNode):
     ) -> Self:
         """One step of Adam, or of AdamW on the kernels (not on biases and LayerNorm) if `weight_decay` is given."""
         updates, opt_state = self.optimiser.update(gradients, self.opt_state)
+        learning_rate = joining(learning_rate)
 
         def step(path: tuple, param: jax.Array, update: jax.Array) -> jax.Array:
             decay = weight_decay * param if path[-1].key == "kernel" else 0.0
@@ -302,7 +311,7 @@ class Network(struct.PyTreeNode):
 
     def track(self, online: Network, rate: jax.Array | float) -> Self:
         """Parameters moved by `rate` towards those of `online` (Polyak averaging)."""
-        return self.replace(params=optax.incremental_update(online.params, self.params, rate))
+        return self.replace(params=optax.incremental_update(online.params, self.params, joining(rate)))
 
 
 class MomentumNetwork(Network):

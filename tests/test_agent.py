@@ -167,6 +167,19 @@ def test_groups_of_steps_give_the_numbers_of_single_ones(name):
     assert (metrics["actor_loss"] == base.MISSING).tolist() == [True, True, False] * 2
 
 
+@pytest.mark.parametrize("name", ["td3_bc", "rlpd"])
+def test_what_is_written_for_accelerators_gives_the_same_numbers(name, monkeypatch):
+    agent, prior = fresh(MODULES[name], policy_delay=3)
+    keys, steps = jax.random.split(jax.random.key(4), 6), 1 + jnp.arange(6)
+
+    def learnt():
+        return jax.jit(lambda *x: type(agent).update_offline(*x, grouped=name == "td3_bc"))(agent, keys, steps, prior)
+
+    expected = learnt()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chex.assert_trees_all_close(learnt(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", DELAYED)
 @pytest.mark.parametrize(("utd", "conditionals"), [(4, 0), (3, 1)])
 def test_groups_of_steps_hold_no_conditional(name, utd, conditionals):

@@ -9,6 +9,12 @@ import pytest
 from common.networks import MLP, Critic, Dense, Ensemble, LayerNormReLU, Network, Scalar
 
 
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def backend(request, monkeypatch):
+    """What is written for the one, and for the other, both on the CPU that there is."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
 class FlaxMLP(nn.Module):
     """The same function in Flax's layers."""
 
