@@ -53,10 +53,12 @@ from algorithms import (
     bear,
     brac,
     cql,
+    decision_transformer,
     discrete_bcq,
     edac,
     fisher_brc,
     iql,
+    mopo,
     rebrac,
     redq_adaptive_bc,
     rlpd,
@@ -90,6 +92,8 @@ OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
     "awr": (awr, awr.AWR, {}),
     "bail": (bail, bail.BAIL, {}),
     "discrete_bcq": (discrete_bcq, discrete_bcq.DiscreteBCQ, {"batch_size": 256}),
+    "mopo": (mopo, mopo.MOPO, {"hidden": (256, 256, 256)}),
+    "decision_transformer": (decision_transformer, decision_transformer.DecisionTransformer, {}),
     "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
 """Algorithm -> its file, its agent, and what differs from its defaults."""
@@ -97,13 +101,13 @@ ONLINE = ("rlpd", "redq_adaptive_bc")
 UPDATES = {
     "rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200,
     "bcq": 40, "bear": 40, "brac": 40, "fisher_brc": 40, "awr": 1200, "bail": 100, "discrete_bcq": 400,
-    "redq_adaptive_bc": 100,
+    "mopo": 1000, "decision_transformer": 20, "redq_adaptive_bc": 100,
 }  # fmt: skip
-"""Critic steps per timing."""
+"""Critic steps per timing; of MOPO as many as one time of imagining is for."""
 PEERS = {
     "rlpd": ("rlpd",),
-    "jax_corl": ("td3_bc", "iql", "awac", "cql"),
-    "unifloral": ("td3_bc", "iql", "bc", "edac", "rebrac"),
+    "jax_corl": ("td3_bc", "iql", "awac", "cql", "decision_transformer"),
+    "unifloral": ("td3_bc", "iql", "bc", "edac", "rebrac", "mopo"),
     "corl": ("td3_bc", "iql", "bc", "edac", "awac", "cql"),
     "adaptive_bc": ("redq_adaptive_bc",),
     "bcq": ("bcq",),
@@ -362,7 +366,8 @@ class Peer:
         config = module.Config(**values)
         settings = {
             "algorithm": algorithm, "observation": OBSERVATION, "action": ACTION, "rows": ROWS,
-            "hidden": config.hidden, "updates": UPDATES[algorithm], "utd": config.utd if algorithm in ONLINE else 1,
+            "hidden": getattr(config, "hidden", ()), "updates": UPDATES[algorithm],
+            "utd": config.utd if algorithm in ONLINE else 1,
         }  # fmt: skip
         script, flag = Path(__file__).parent / "studies" / "peers" / "theirs.py", name.replace("_", "-")
         command = [python, str(script), flag, str(checkout), json.dumps(settings)]
@@ -444,6 +449,9 @@ def main(asked: Throughput) -> None:
         raise Refused(f"--algorithms {unknown[0]}: there are {', '.join(OURS)}")
     if min(len(asked.algorithms), asked.rounds, *asked.runs or (0,)) < 1:
         raise Refused("--algorithms, --rounds and --runs: at least one of each")
+    layerless = [name for name in asked.algorithms if not hasattr(OURS[name][0].Config(), "hidden")]
+    if asked.hidden is not None and layerless:
+        raise Refused(f"--hidden: {layerless[0]} has no such layers; name others with --algorithms")
     name = f"throughput_{asked.name or jax.default_backend()}"
     file(name, ".csv")  # refuses a name that cannot be before anything is measured
     if asked.hidden is not None and any(asked.peers(algorithm) for algorithm in OURS):

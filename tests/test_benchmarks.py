@@ -225,10 +225,12 @@ def test_a_result_says_how_it_was_made_without_the_machines_folders(tmp_path, mo
         ("makers.ant_controller --minutes 0", "--minutes must be at least 1, for a curve"),
         ("studies.fuzz --trials 0", "--trials must be at least 1, not 0"),
         ("studies.kill --trials 0", "--trials must be at least 1, not 0"),
+        ("studies.kernels --algorithms sac", "--algorithms sac: there are rlpd, td3_bc, "),
         ("studies.two_ways --episodes 0", "--episodes must be at least 1"),
         ("studies.two_ways --out two-ways", "--out two-ways: it must be the name of an .npz file"),
         ("studies.two_ways --out FILE/two-ways.npz", "FILE cannot be made (File exists)"),
         ("throughput --rounds 0", "--algorithms, --rounds and --runs: at least one of each"),
+        ("throughput --algorithms bc decision_transformer --hidden 8", "--hidden: decision_transformer has no such"),
         ("throughput --name a/b", "'throughput_a/b' cannot name a result"),
     ],
 )

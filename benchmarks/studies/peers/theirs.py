@@ -89,6 +89,8 @@ def jax_corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     import jax.numpy as jnp
 
     name, hidden = settings["algorithm"], tuple(settings["hidden"])
+    if name == "decision_transformer":
+        return jax_corl_transformer(checkout, settings)
     module = load(checkout / "algos" / {"td3_bc": "td3bc.py"}.get(name, f"{name}.py"))
     rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
     rows |= {"dones": rows["terminals"], "masks": 1 - rows["terminals"], "dones_float": rows["terminals"]}
@@ -113,12 +115,85 @@ def jax_corl(checkout: Path, settings: dict) -> Callable[[int], None]:
     return run
 
 
+def jax_corl_transformer(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """Windows drawn from padded episodes of 1000 steps, then a jitted update, as in their training loop."""
+    import jax
+    import jax.numpy as jnp
+
+    module = load(checkout / "algos" / "dt.py")
+    data, length = random_data(settings), 1000
+    parts = {key: jnp.asarray(rows.reshape(-1, length, *rows.shape[1:])) for key, rows in data.items()}
+    episodes = len(parts["rewards"])
+    fields = {"states": "observations", "actions": "actions"}
+    trajectories = module.Trajectory(
+        timesteps=jnp.tile(jnp.arange(length), (episodes, 1)), returns_to_go=parts["rewards"][..., None],
+        masks=jnp.ones((episodes, length)), **{field: parts[name] for field, name in fields.items()},
+    )  # fmt: skip
+    config, lengths = module.config, jnp.full(episodes, length)
+    sizes = settings["observation"], settings["action"]
+    state = module.create_dt_train_state(jax.random.PRNGKey(0), *sizes, config)
+    update = jax.jit(module.DT().update)
+    key = jax.random.PRNGKey(1)
+
+    def run(updates: int) -> None:
+        nonlocal state, key
+        for _ in range(updates):
+            key, of_data, of_update = jax.random.split(key, 3)
+            drawn = config.batch_size, config.context_len, episodes
+            batch = module.sample_traj_batch(of_data, trajectories, *drawn, lengths)
+            state, information = update(state, batch, of_update)
+        jax.block_until_ready((state, information))
+
+    return run
+
+
+def unifloral_mopo(checkout: Path, settings: dict) -> Callable[[int], None]:
+    """As `unifloral`, of two critics, with rollouts in a model of their sizes that has learnt nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.tree_map = jax.tree.map  # the name that JAX had for it
+    sys.path.insert(0, str(checkout / "algorithms"))
+    module = load(checkout / "algorithms" / "mopo.py")
+    dynamics = sys.modules["dynamics"]
+    rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
+    fields = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
+    fields |= {"done": "terminals", "next_action": "actions"}
+    data = module.Transition(**{field: rows[fields[field]] for field in module.Transition._fields})
+    args, sizes = module.Args(batch_size=256, num_critics=2), dynamics.Args()
+    observation, action, key = data.obs[0], data.action[0], jax.random.PRNGKey(0)
+    network = dynamics.EnsembleDynamicsModel(
+        len(observation), len(action), sizes.num_ensemble, sizes.n_layers, sizes.layer_size
+    )
+    parameters = network.init(key, jnp.concatenate([observation, action]))
+    termination = dynamics.get_termination_fn("walker2d-medium-v2")
+    model = dynamics.EnsembleDynamics(network, parameters, jnp.arange(sizes.num_elites), termination)
+    model.dataset = data
+    room = args.rollout_batch_size * args.rollout_length * args.model_retain_epochs
+    buffer = jax.tree.map(lambda x: jnp.zeros((room, *x.shape[1:])), data)
+    imagine = model.make_rollout_fn(args.rollout_batch_size, args.rollout_length, args.step_penalty_coef)
+    networks = module.TanhGaussianActor(len(action)), module.VectorQ(args.num_critics), module.EntropyCoef()
+    inputs = [observation], [observation, action], []
+    actor, critic, alpha = (module.create_train_state(args, key, *pair) for pair in zip(networks, inputs, strict=True))
+    step = module.make_train_step(args, *(network.apply for network in networks), data, imagine)
+    carry = jax.random.PRNGKey(1), module.AgentTrainState(actor, critic, critic, alpha), buffer
+
+    def run(updates: int) -> None:
+        nonlocal carry
+        carry, information = jax.lax.scan(step, carry, None, updates)
+        jax.block_until_ready((carry, information))
+
+    return run
+
+
 def unifloral(checkout: Path, settings: dict) -> Callable[[int], None]:
     """A scan of their training step over a whole interval; TD3+BC's step holds two critic updates."""
     import jax
     import jax.numpy as jnp
 
     name = settings["algorithm"]
+    if name == "mopo":
+        return unifloral_mopo(checkout, settings)
     module = load(checkout / "algorithms" / f"{name}.py")
     rows = {key: jnp.asarray(value) for key, value in random_data(settings).items()}
     fields = {"obs": "observations", "action": "actions", "reward": "rewards", "next_obs": "next_observations"}
