@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from common.environments import Environment
 from common.errors import EnvironmentFailed
-from common.evaluation import episode_seed, success_rate
+from common.evaluation import success_rate
+from common.makers import name_of
+from common.players import Inside, Lost, Process
 from common.replay import Advised, Batch, Episode
+from common.stages import Stage
 from common.tasks import Task
 
 
@@ -21,12 +27,29 @@ class Collector:
     restored from them.
     """
 
-    def __init__(self, make: Callable[[], Environment], task: Task, seeds: list[int], repeats: bool = True):
-        """`repeats`: whether the actions of an episode are played again where it is restored; else the next begins."""
+    def __init__(
+        self,
+        make: Callable[[], Environment],
+        task: Task,
+        seeds: list[int],
+        repeats: bool = True,
+        workers: int = 0,
+        announce: Callable[[str], None] = print,
+    ):
+        """`repeats`: whether the actions of an episode are played again where it is restored; else the next begins.
+
+        The environments are stepped by `workers` processes side by side, for which `make` must be picklable; 0: by this
+        one. `announce` is told, in a line, if they cannot be made there, and are made here.
+        """
         self.repeats = repeats
         self.task = task
         self.seeds = seeds
-        self.environments = [make() for _ in seeds]
+        self.environments: list[Environment] = []
+        """Those of all runs; of the first alone, for who asks for its form, where other processes step them."""
+        self._groups: list[tuple[Inside | Process, range]] = []
+        """Who steps the environments of which runs."""
+        self._form: Environment | None = None
+        """The one that is only asked for its form."""
         self.episode = np.zeros(len(seeds), np.int64)
         self.actions: list[list[np.ndarray]] = [[] for _ in seeds]
         self.returns = np.zeros(len(seeds))
@@ -34,11 +57,35 @@ class Collector:
         """Whether the present episode has succeeded; None where the environment does not tell."""
         self.finished: list[list[tuple[float, bool | None]]] = [[] for _ in seeds]
         """Return and success of the episodes that ended since the last row of metrics."""
-        self.observation = np.stack([self.open(run, 0) for run in range(len(seeds))])
+        try:
+            self.observation = self._start(make, workers)
+        except Lost as loss:
+            announce(f"{loss}; environments are stepped in this one")
+            self.close()
+            self.observation = self._start(make, 0)
+
+    def _start(self, make: Callable[[], Environment], workers: int) -> np.ndarray:
+        """Make the environments, and open every run's first episode: the observations. Raises Lost."""
+        runs, count = len(self.seeds), max(1, workers)
+        borders = [runs * number // count for number in range(count + 1)]
+        self._groups = []
+        for place in itertools.starmap(range, itertools.pairwise(borders)):
+            stage = functools.partial(Stage, make, [self.seeds[run] for run in place])
+            self._groups.append((Process(stage, name_of(make)) if workers else Inside(stage), place))
+        self._form = make() if workers else None
+        self.environments = [self._form] if workers else self._groups[0][0].made.environments
+        return np.stack([self._of(run, "open", 0) for run in range(runs)])
+
+    def _of(self, run: int, method: str, *arguments: Any) -> Any:
+        """What a method of a run's stage returns. Raises Lost."""
+        group, place = next(found for found in self._groups if run in found[1])
+        group.ask(method, place.index(run), *arguments)
+        return group.answer()
 
     def open(self, run: int, episode: int) -> np.ndarray:
         """The first observation of an episode of the run."""
-        return self.environments[run].reset(self.episode_seed(run, episode))
+        with ending():
+            return self._of(run, "open", episode)
 
     def begin(self, run: int, episode: int, first: np.ndarray) -> None:
         """Go on with an episode that was opened, and with its first observation."""
@@ -50,10 +97,6 @@ class Collector:
         for run, episode in enumerate((self.episode + 1).tolist()):
             self.begin(run, episode, self.open(run, episode))
 
-    def episode_seed(self, run: int, episode: int) -> int:
-        """What an episode of the run starts from."""
-        return episode_seed(self.seeds[run], 0, episode)
-
     def step(
         self, actions: np.ndarray, advice: np.ndarray | None = None, labelled: np.ndarray | None = None
     ) -> tuple[Batch, Episode]:
@@ -64,11 +107,13 @@ class Collector:
         `observation` is afterwards what the next action is for: the start of a new episode where one has ended. Where
         EnvironmentFailed is raised, all is as before, as a checkpoint needs it.
         """
-        before = self.observation
-        taken = [environment.step(action) for environment, action in zip(self.environments, actions, strict=True)]
+        before, episodes = self.observation, self.episode.tolist()
+        with ending():
+            for group, place in self._groups:
+                group.ask("step", actions[place.start : place.stop], episodes[place.start : place.stop])
+            taken, starts = zip(*(one for group, _ in self._groups for one in group.answer()), strict=True)
         after = np.stack([s.next_observation for s in taken])
         over = np.array([s.terminated or s.truncated for s in taken])
-        starts = {run: self.open(run, int(self.episode[run]) + 1) for run in np.flatnonzero(over).tolist()}
         self.observation = after.copy()
         for run, result in enumerate(taken):
             self.actions[run].append(actions[run])
@@ -79,9 +124,9 @@ class Collector:
             score=np.asarray(self.task.score(self.returns, np.array(self.solved, float)), np.float32),
             length=np.array([len(actions) for actions in self.actions], np.int32),
         )
-        for run, first in starts.items():
+        for run in np.flatnonzero(over).tolist():
             self.finished[run].append((float(self.returns[run]), self.solved[run]))
-            self.begin(run, int(self.episode[run]) + 1, first)
+            self.begin(run, episodes[run] + 1, starts[run])
         reward = np.array([s.reward for s in taken], np.float32)
         transition = Batch(
             observation=before,
@@ -125,7 +170,8 @@ class Collector:
             actions = list(arrays.get(f"episode_actions.{run}", ()))
             number = int(self.episode[run])
             try:
-                repeated = self.environments[run].replay(self.episode_seed(run, number), actions)
+                with ending():
+                    repeated = self._of(run, "replay", number, actions)
                 why = f"{self.task.name} is not deterministic"
             except EnvironmentFailed as error:
                 repeated, why = None, str(error)
@@ -137,3 +183,19 @@ class Collector:
                 self.begin(run, number + 1, self.open(run, number + 1))
                 anew.append(run)
         return anew
+
+    def close(self) -> None:
+        """Release the simulations, and end the processes."""
+        for group, _ in self._groups:
+            group.close()
+        if self._form is not None:
+            self._form.close()
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """A process that steps environments and is lost takes them with it: EnvironmentFailed is raised."""
+    try:
+        yield
+    except Lost as loss:
+        raise EnvironmentFailed(str(loss)) from loss

@@ -38,6 +38,9 @@ class Run:
     """Episodes of each evaluation of each run."""
     eval_workers: int | None = None
     """Processes that play them; 0: none but this one. Default: one per core where there is much to play, else 0."""
+    env_workers: int = 0
+    """Processes that step the environments of all runs while they collect; 0: none but this one. The numbers are the
+    same."""
     single_environment: bool = False
     """Collect and evaluate in one environment, for a robot, or what else can exist only once: of one run, one episode
     at a time. An evaluation cuts the episode that is collected, and so does a resume."""
@@ -72,15 +75,16 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {value}"
-        for name in ("checkpoint_every", "eval_workers"):
+        for name in ("checkpoint_every", "eval_workers", "env_workers"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 return f"--{name.replace('_', '-')} must be 0 or more, not {value}"
         for name in ("project", "group", "name"):
             if getattr(self, name) is not None and not (self.wandb or self.trackio):
                 return f"--{name} {getattr(self, name)}: names a run for --wandb or --trackio; add one of them"
-        if self.single_environment and self.eval_workers:
-            return "--single-environment plays in this process: leave out --eval-workers"
+        for name in ("eval_workers", "env_workers"):
+            if self.single_environment and getattr(self, name):
+                return f"--single-environment plays in this process: leave out --{name.replace('_', '-')}"
         if self.seed < 0 or self.seed + self.num_seeds > 2**31:
             return f"--seed must lie in 0 ... 2^31 - num_seeds, not {self.seed}"
         return None

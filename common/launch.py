@@ -123,6 +123,8 @@ def check(request: Request, task: Task, has_data: bool = False) -> None:
             f"--dataset{named}: nothing is learnt from data with {request.config.without_data}; raise it, or leave the "
             "data out"
         )
+    if why := check_workers(request):
+        raise Refused(f"--env-workers {request.run.env_workers}: {why}")
     if request.config.attended:
         if request.number_of_runs > 1:
             raise Refused(f"one person can decide for one run, not for {request.number_of_runs}: start them in turn")
@@ -130,6 +132,20 @@ def check(request: Request, task: Task, has_data: bool = False) -> None:
     for point in request.points():
         if why := dataclasses.replace(request.config, **point).misfit(task):
             raise Refused(why)
+
+
+def check_workers(request: Request) -> str | None:
+    """Why there is nothing to do for so many processes that step environments, or None."""
+    runs, workers = request.number_of_runs, request.run.env_workers
+    if not workers:
+        return None
+    if not dict(request.config.phases).get("online"):
+        return "nothing is collected in these phases; leave it out"
+    if request.config.expert is not None:
+        return "an expert is asked in the environments of this process; leave it out"
+    if workers > runs:
+        return f"there {'is 1 run' if runs == 1 else f'are {runs} runs'}, with an environment each"
+    return None
 
 
 def find_expert(request: Request, task: Task, sizes: Sequence[int]) -> Expert | None:

@@ -24,12 +24,16 @@ class StepTimes(NamedTuple):
     update: float
     """To keep the transition and to learn from minibatches; without learning, to keep it"""
 
-    def line(self, updates: int) -> str:
-        """Them in words; `updates` is how many gradient steps follow one environment step (`--utd`)."""
+    def line(self, updates: int, workers: int = 1) -> str:
+        """Them in words; `updates` is how many gradient steps follow one environment step (`--utd`), `workers` how many
+        processes could step the environments side by side (`--env-workers`)."""
         rate = 1000 / max(1e-6, sum(self))
         told = ", ".join(f"{name} {value:.3g} ms" for name, value in self._asdict().items())
-        is_largest = self.update == max(self)
-        advice = f"; --utd below {updates} makes updates shorter" if is_largest and updates > 1 else ""
+        advice = ""
+        if self.update == max(self) and updates > 1:
+            advice = f"; --utd below {updates} makes updates shorter"
+        elif self.environment == max(self) and workers > 1:
+            advice = f"; --env-workers {workers} may step environments faster"
         return f"one online step: {told} (medians), {rate:.3g} steps/s at most{advice}"
 
 

@@ -11,13 +11,14 @@ its actions. `look` is called between two steps of environments, and may raise w
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -93,6 +94,20 @@ class Here:
         except StopIteration:
             return None
 
+    def first(self, schedule: Schedule) -> tuple[np.ndarray, Told] | list[list[Played]]:
+        """Start to play: the first observations and what is told beside them, or what became of the episodes."""
+        self.begin(schedule)
+        return self._seen()
+
+    def next(self, actions: np.ndarray) -> tuple[np.ndarray, Told] | list[list[Played]]:
+        """The same after these actions."""
+        self.act(actions)
+        return self._seen()
+
+    def _seen(self) -> tuple[np.ndarray, Told] | list[list[Played]]:
+        observations = self.wait()
+        return self.played if observations is None else (observations, self.told)
+
     def close(self) -> None:
         """Release the simulations."""
         for environment in self.environments:
@@ -131,18 +146,36 @@ class Here:
                     told.begins[number] = True
 
 
-class Elsewhere:
-    """A group in a process of its own, which ends with this one, however this one ends."""
+class Inside:
+    """What is made, in this process, asked as a Process is: what was asked is done when the answer is wanted."""
 
-    def __init__(self, make: Callable[[], Environment], count: int):
-        self.played: list[list[Played]] = []
-        """As Here.played; empty until all of them are over."""
-        self.told = Told.nothing(count)
+    def __init__(self, make: Callable[[], Any]):
+        self.made = make()
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        """Have a method called."""
+        self._asked = method, arguments
+
+    def answer(self, look: Callable[[], None] = lambda: None) -> Any:
+        """What it returns."""
+        method, arguments = self._asked
+        return getattr(self.made, method)(*arguments)
+
+    def close(self) -> None:
+        """Release what was made."""
+        self.made.close()
+
+
+class Process:
+    """What is made in a process of its own, which ends with this one, however this one ends; its methods are asked."""
+
+    def __init__(self, make: Callable[[], Any], name: str):
+        """`make` goes there with what only this process knows, such as a function of a notebook; `name` says, for who
+        reads of it, what it makes. Raises Lost."""
         try:
-            # With what only this process knows, such as a function of a notebook.
-            beginning = cloudpickle.dumps((make, count))
+            beginning = cloudpickle.dumps(make)
         except Exception as error:  # whatever the objects that a function refers to raise
-            why = f"{name_of(make)} cannot be sent to a process that plays episodes ({one_line(error)})"
+            why = f"{name} cannot be sent to a process that plays episodes ({one_line(error)})"
             raise Lost(why) from error
         # Not multiprocessing's own start: it would import the algorithm's file, and JAX with it, for every process.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -151,7 +184,7 @@ class Elsewhere:
             with theirs, sheltered():
                 start = f"from common.players import serve; serve({theirs.fileno()})"
                 # Tied, since in the midst of a step it would not see that the connection has ended.
-                self._process = subprocess.Popen(
+                self.process = subprocess.Popen(
                     tied([sys.executable, "-P", "-c", start]),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -164,69 +197,86 @@ class Elsewhere:
         except OSError as error:
             raise self._lost() from error
 
-    def begin(self, schedule: Schedule) -> None:
-        """As Here.begin. Raises Lost, as do the others."""
-        self.played = []
-        self._send(schedule)
+    def ask(self, method: str, *arguments: Any) -> None:
+        """Have a method of what was made called. Raises Lost."""
+        try:
+            self._connection.send((method, arguments))
+        except OSError as error:
+            raise self._lost() from error
 
-    def act(self, actions: np.ndarray) -> None:
-        """As Here.act."""
-        self._send(actions)
-
-    def wait(self, look: Callable[[], None] = lambda: None) -> np.ndarray | None:
-        """As Here.wait; what has failed in the process is raised here."""
+    def answer(self, look: Callable[[], None] = lambda: None) -> Any:
+        """What it returns; what fails there is raised here: Lost, and EnvironmentFailed. `look` is called meanwhile."""
         try:
             while not self._connection.poll(LOOKS):
                 look()
-            reply = self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost() from error
-        if isinstance(reply, Lost | EnvironmentFailed):
-            raise reply
-        if isinstance(reply, tuple):
-            observations, self.told = reply
-            return observations
-        self.played = reply
-        return None
+        if isinstance(answer, Lost | EnvironmentFailed):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """End the process."""
         self._connection.close()
-        self._process.kill()
-        self._process.wait()
-
-    def _send(self, message: object) -> None:
-        try:
-            self._connection.send(message)
-        except OSError as error:
-            raise self._lost() from error
+        self.process.kill()
+        self.process.wait()
 
     def _lost(self) -> Lost:
         with contextlib.suppress(EOFError, OSError):
             if isinstance(last := self._connection.recv(), Lost):
                 return last
-        return Lost(f"a process that plays episodes has ended with status {self._process.wait()}")
+        return Lost(f"a process that plays episodes has ended with status {self.process.wait()}")
+
+
+class Elsewhere:
+    """A group in a process of its own."""
+
+    def __init__(self, make: Callable[[], Environment], count: int):
+        """Raises Lost, as does all else."""
+        self.played: list[list[Played]] = []
+        """As Here.played; empty until all of them are over."""
+        self.told = Told.nothing(count)
+        self._process = Process(functools.partial(Here, make, count), name_of(make))
+
+    def begin(self, schedule: Schedule) -> None:
+        """As Here.begin."""
+        self.played = []
+        self._process.ask("first", schedule)
+
+    def act(self, actions: np.ndarray) -> None:
+        """As Here.act."""
+        self._process.ask("next", actions)
+
+    def wait(self, look: Callable[[], None] = lambda: None) -> np.ndarray | None:
+        """As Here.wait; what has failed in the process is raised here."""
+        answer = self._process.answer(look)
+        if isinstance(answer, tuple):
+            observations, self.told = answer
+            return observations
+        self.played = answer
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
 
 
 def serve(descriptor: int) -> None:
-    """The life of a process that plays, at the other end of a connection."""
+    """The life of a process that is asked, at the other end of a connection."""
     left_to_parent()
     # The connection ends where that process does.
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, OSError):
         try:
-            make, count = connection.recv()
-            here = Here(make, count)
+            made = connection.recv()()
         except (Refused, ImportError, AttributeError) as error:
             # As of an environment that only the other process knows, since its own main file has registered it.
             connection.send(Lost(f"a process that plays episodes cannot make its environments: {error}"))
             return
         while True:
-            here.begin(connection.recv())
+            method, arguments = connection.recv()
             try:
-                while (observations := here.wait()) is not None:
-                    connection.send((observations, here.told))
-                    here.act(connection.recv())
+                answer = getattr(made, method)(*arguments)
             except EnvironmentFailed as failure:
-                connection.send(failure)
-                return
-            connection.send(here.played)
+                answer = failure
+            connection.send(answer)

@@ -152,11 +152,11 @@ class Reporter:
         self.announce(f"interrupted after step {self.progress.step}; {kept}")
 
     def finish(
-        self, horizon: int, times: StepTimes | None = None, updates: int = 1, labels: Sequence[Path] = ()
+        self, horizon: int, times: StepTimes | None = None, told: str = "", labels: Sequence[Path] = ()
     ) -> dict[str, Any]:
         """Draw the curve, write the summary, say the score; `horizon` is the environment's, in steps.
 
-        `times` are what an online step took, with so many `updates`. `labels` are the data sets of what an expert has
+        `times` are what an online step took, `told` the same in words. `labels` are the data sets of what an expert has
         labelled, of every run.
         """
         progress, count = self.progress, len(self.seeds)
@@ -184,8 +184,8 @@ class Reporter:
         if self.points > 1:
             for line in points.table(ranked, self.headline):
                 self.announce(line)
-        if times is not None:
-            self.announce(times.line(updates))
+        if told:
+            self.announce(told)
         if labels:
             self.announce(f"labels in {labels[0].parent}: others learn from them with --dataset {labels[0]}")
         own = len(best["runs"])

@@ -22,6 +22,7 @@ from common.evaluation import Evaluator, useful_workers
 from common.experts import Expert
 from common.guidance import Guide
 from common.keyboard import Keys
+from common.machine import cores
 from common.means import Means, first_not_finite, known
 from common.pacing import Pace, StepTimes
 from common.players import Told
@@ -87,7 +88,8 @@ class Session:
                 self.keys = Keys(request.config.attended)
                 shown = "human" if films.has_display() else None
                 collects = environments.maker_of(task, *sizes, render=shown)
-            self.collector = Collector(collects, task, self.seeds, repeats=not run.single_environment)
+            workers = run.env_workers, self.reporter.announce
+            self.collector = Collector(collects, task, self.seeds, not run.single_environment, *workers)
             environment = self.collector.environments[0]
         else:
             environment = make()
@@ -209,9 +211,15 @@ class Session:
             return Result(self.folder, None, 128 + watch.received)
         if not self.checkpoints:
             self.policies.write(self.programs.host(self.learner.agent))
-        updates = getattr(self.request.config, "utd", 1)
+        told = "" if times is None else times.line(getattr(self.request.config, "utd", 1), self.useful_workers())
         labels = self.guide.write(self.folder, self.programs.host(self.learner.experience.rows)) if self.guide else []
-        return Result(self.folder, self.reporter.finish(self.horizon, times, updates, labels), 0)
+        return Result(self.folder, self.reporter.finish(self.horizon, times, told, labels), 0)
+
+    def useful_workers(self) -> int:
+        """How many processes could step the environments side by side; 0 where some do, or none can."""
+        run = self.request.run
+        alone = run.env_workers or run.single_environment or self.guide
+        return 0 if alone else min(len(self.seeds), cores())
 
     def step_times(self, watch: Watch) -> StepTimes | None:
         """What an online step takes, by those of this process; None without any."""
@@ -461,7 +469,7 @@ class Session:
     def close(self) -> None:
         """Release environments, files and threads."""
         self.evaluator.close()
-        for environment in self.collector.environments if self.collector else ():
-            environment.close()
+        if self.collector:
+            self.collector.close()
         if self.checkpoints:
             self.checkpoints.close()

@@ -1,4 +1,4 @@
-"""What processes that help are given to do by test_stops.py: without what takes long to import."""
+"""What processes that help are given to do by tests: without what takes long to import."""
 
 import os
 import time
@@ -23,8 +23,27 @@ class Short:
         self.steps += 1
         return Step(np.zeros(1, np.float32), 1.0, False, self.steps == 3, False)
 
+    def replay(self, seed, actions):
+        observation = self.reset(seed)
+        for action in actions:
+            observation = self.step(action).next_observation
+        return observation
+
     def close(self):
         pass
+
+
+class Summing(Short):
+    """Adds its actions to a number of its seed; episodes of one to three steps, some of which terminate."""
+
+    def reset(self, seed):
+        self.steps, self.sum, self.last = 0, float(seed % 7), 1 + seed % 3
+        return np.array([self.sum], np.float32)
+
+    def step(self, action):
+        self.steps, self.sum = self.steps + 1, self.sum + float(action[0])
+        over, cut = self.steps == self.last, self.last == 3
+        return Step(np.array([self.sum], np.float32), self.sum, over and not cut, over and cut, over)
 
 
 class Failing(Short):

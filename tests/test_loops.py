@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from stuck import Failing, Summing
 
 from common import environments, evaluation, machine, players, tasks
 from common.collection import Collector
 from common.environments import Step
+from common.errors import EnvironmentFailed
 from common.evaluation import Evaluator, episode_seed, useful_workers
 from common.networks import DeterministicActor, Network
 from common.programs import Programs
@@ -89,7 +91,7 @@ def test_a_row_stays_together():
 
 def test_collected_transitions_by_hand(monkeypatch):
     starts = iter([3, 0, 4, 0])
-    monkeypatch.setattr("common.collection.episode_seed", lambda *path: next(starts))
+    monkeypatch.setattr("common.stages.episode_seed", lambda *path: next(starts))
     collector = Collector(Counter, TASK, [0])
     seen, episodes = [], []
     for _ in range(6):
@@ -131,6 +133,77 @@ def test_a_collector_continues_from_its_state():
     for _ in range(9):
         chex.assert_trees_all_equal(collector.step(actions), other.step(actions))
     assert collector.report() == other.report()
+
+
+@pytest.fixture
+def collecting(monkeypatch):
+    """Collectors of five runs, by the number of processes; closed in the end."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    made = []
+
+    def make(workers, environment=Summing, announce=pytest.fail):
+        made.append(Collector(environment, TASK, [3, 1, 4, 1, 5], True, workers, announce))
+        return made[-1]
+
+    yield make
+    for collector in made:
+        collector.close()
+
+
+def test_environments_go_the_same_way_in_however_many_processes(collecting):
+    actions = np.linspace(-1, 1, 12 * 5, dtype=np.float32).reshape(12, 5, 1)
+    here, two, five = (collecting(workers) for workers in (0, 2, 5))
+    assert [len(collector.environments) for collector in (here, two, five)] == [5, 1, 1]
+    for action in actions[:7]:
+        chex.assert_trees_all_equal(here.step(action), two.step(action), five.step(action))
+    assert here.report() == two.report() == five.report()
+    other = collecting(2)
+    other.restore(*five.state(), pytest.fail)
+    for action in actions[7:]:
+        chex.assert_trees_all_equal(here.step(action), other.step(action))
+    assert here.report() == other.report()
+
+
+def test_an_environment_that_fails_elsewhere_leaves_all_as_it_was(collecting):
+    here, there = collecting(0, Failing), collecting(2, Failing)
+    for collector in (here, there):
+        collector.step(np.zeros((5, 1), np.float32))
+        collector.step(np.zeros((5, 1), np.float32))
+        before = collector.state()
+        with pytest.raises(EnvironmentFailed, match="Failing: it raised at step 3"):
+            collector.step(np.zeros((5, 1), np.float32))
+        chex.assert_trees_all_equal(collector.state(), before)
+    # Where its episode cannot be repeated, the next one begins, in the same process.
+    arrays, progress = there.state()
+    said, longer = [], {name: np.zeros((4, 1), np.float32) for name in arrays if name.startswith("episode_actions")}
+    other = collecting(2, Failing, said.append)
+    assert other.restore(arrays | longer, progress, said.append) == [0, 1, 2, 3, 4]
+    assert said[0] == "run 0: Failing: it raised at step 3; its episode starts again"
+    other.step(np.zeros((5, 1), np.float32))
+
+
+def test_a_process_that_steps_and_is_lost_is_told_as_a_failure(collecting):
+    collector = collecting(2)
+    collector.step(np.zeros((5, 1), np.float32))
+    before = collector.state()
+    (group, _), _ = collector._groups
+    group.process.kill()
+    with pytest.raises(EnvironmentFailed, match="a process that plays episodes has ended with status -9"):
+        collector.step(np.zeros((5, 1), np.float32))
+    chex.assert_trees_all_equal(collector.state(), before)
+
+
+def test_environments_that_cannot_be_made_elsewhere_are_stepped_here(collecting, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(players.subprocess, "Popen", refuse)
+    said = []
+    collector = collecting(2, announce=said.append)
+    assert said == [
+        "a process that plays episodes cannot be started (Too many open files); environments are stepped in this one"
+    ]
+    chex.assert_trees_all_equal(collector.step(np.ones((5, 1))), collecting(0).step(np.ones((5, 1))))
 
 
 def test_an_environment_that_does_not_repeat_itself_is_announced():
@@ -179,12 +252,12 @@ def test_processes_play_the_same_episodes(workers):
             expected, outcomes = (evaluator(grasping, [3, 8], step) for evaluator in (alone, together))
             for one, other in zip(expected, outcomes, strict=True):
                 chex.assert_trees_all_equal(vars(one), vars(other))
-        assert len({group._process.pid for group, _ in together.groups}) == workers
-        assert all(group._process.poll() is None for group, _ in together.groups)
+        assert len({group._process.process.pid for group, _ in together.groups}) == workers
+        assert all(group._process.process.poll() is None for group, _ in together.groups)
         shares = [len(range(*share.indices(10))) for _, share in together.groups]
         assert sum(shares) == 10
         assert max(shares) - min(shares) <= 1
-    assert all(group._process.returncode is not None for group, _ in together.groups)
+    assert all(group._process.process.returncode is not None for group, _ in together.groups)
 
 
 class Policy(struct.PyTreeNode):
@@ -258,7 +331,7 @@ def test_an_evaluation_outlives_the_processes_that_play_it():
         nonlocal calls
         calls += 1
         if calls == 5:
-            evaluator.groups[1][0]._process.kill()
+            evaluator.groups[1][0]._process.process.kill()
         return grasping(observations)
 
     outcomes = evaluator(act, [3, 8], 0)
@@ -305,11 +378,11 @@ evaluator = Evaluator(functools.partial(environments.make_named, "pointmaze-umaz
 def act(observations):
     # What a terminal or a scheduler sends to all processes alike is for this one to answer.
     for group, _ in evaluator.groups:
-        group._process.send_signal(signal.SIGINT)
-        group._process.send_signal(signal.SIGTERM)
+        group._process.process.send_signal(signal.SIGINT)
+        group._process.process.send_signal(signal.SIGTERM)
     return observations[..., :2] * 0
 evaluator(act, [0], 0)
-print(*[group._process.pid for group, _ in evaluator.groups], flush=True)
+print(*[group._process.process.pid for group, _ in evaluator.groups], flush=True)
 sys.stdin.read()
 """
     training = subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

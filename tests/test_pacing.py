@@ -37,3 +37,9 @@ def test_the_line_names_what_to_lower_where_updates_are_most():
     )
     assert "--utd" not in StepTimes(1, 2, 17).line(1)
     assert "--utd" not in StepTimes(1, 20, 17).line(20)
+
+
+def test_the_line_names_what_helps_where_environments_are_most():
+    assert StepTimes(1, 20, 17).line(20, 4).endswith("steps/s at most; --env-workers 4 may step environments faster")
+    assert StepTimes(1, 20, 17).line(20, 1).endswith("at most")
+    assert "--env-workers" not in StepTimes(1, 2, 17).line(1, 4)

@@ -17,6 +17,7 @@ from interruption import stopped_at
 from rich.console import Console
 from served import FILE, SMALL, crash, serve, table, without
 
+from algorithms import bc, dagger
 from algorithms.rlpd import RLPD, Config
 from common import command, environments, launch, recipes, tasks, training
 from common.checkpoints import Checkpoints, Saving
@@ -56,6 +57,31 @@ def test_the_run_directory_is_complete(whole):
     np.testing.assert_allclose(summary["final_mean"]["return_mean"], final)
     # The first row of metrics comes with the first update after start_training.
     assert [r["step"] for r in table(whole / "metrics.csv", run=1)] == ["90", "120", "150", "180"]
+
+
+def test_environments_in_processes_change_nothing_also_over_a_stop(whole, tmp_path, monkeypatch):
+    flags = (*SMALL, "--num-seeds", 2, "--env-workers", 2, "--out", tmp_path / "run")
+    with stopped_at(120, monkeypatch):
+        serve(*flags)
+    assert serve("--resume", tmp_path / "run")[0] == 0
+    for file in ("metrics.csv", "eval.csv"):
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--env-workers", 2), "--env-workers 2: there is 1 run, with an environment each"),
+        (("--env-workers", 1, "--single-environment"), "plays in this process: leave out --env-workers"),
+        (("--env-workers", -1), "--env-workers must be 0 or more, not -1"),
+    ],
+)
+def test_processes_without_anything_to_do_are_refused(flags, why, tmp_path):
+    with pytest.raises(Refused, match=why):
+        serve(*SMALL, "--offline-ratio", 0.5, *flags, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for config, found in ((bc.Config(), "nothing is collected"), (dagger.Config(), "an expert is asked")):
+        assert launch.check_workers(Request(Run(env_workers=1), config, {})).startswith(found)
 
 
 def test_every_action_is_random_until_training_starts(tmp_path, monkeypatch):
