@@ -14,7 +14,7 @@ from common.environments import Environment
 from common.errors import EnvironmentFailed
 from common.evaluation import success_rate
 from common.makers import name_of
-from common.players import Inside, Lost, Process
+from common.processes import Inside, Lost, Process
 from common.replay import Advised, Batch, Episode
 from common.stages import Stage
 from common.tasks import Task

@@ -11,7 +11,8 @@ import numpy as np
 
 from common.environments import Environment
 from common.machine import cores
-from common.players import Elsewhere, Here, Lost, Played, Told
+from common.players import Elsewhere, Here, Played, Told
+from common.processes import Lost
 from common.tasks import Task
 
 MOST_ENVIRONMENTS = 64

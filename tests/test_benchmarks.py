@@ -26,7 +26,7 @@ from algorithms import bc
 from benchmarks import report, scaling, throughput
 from benchmarks.reporting import results
 from benchmarks.reporting.page import costs, rate
-from benchmarks.studies import alarm, antmaze_data, evaluations, fuzz, kill, lengths, official, two_ways
+from benchmarks.studies import alarm, antmaze_data, collection, evaluations, fuzz, kill, lengths, official, two_ways
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
@@ -568,6 +568,25 @@ def test_evaluations_are_timed_with_and_without_processes_of_their_own(tmp_path,
     one = evaluations.Outcome(*(np.zeros(2) for _ in range(3)))
     with pytest.raises(AssertionError):
         evaluations.check([one], [dataclasses.replace(one, returns=np.ones(2))])
+
+
+def test_collection_is_timed_with_and_without_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    with pytest.raises(Refused, match="--workers must be at least 1"):
+        collection.main(collection.Collection(workers=(0,)))
+    collection.main(collection.Collection(("pointmaze-umaze",), 2, 5, workers=(2,), rounds=1, name="small"))
+    alone, two = results.rows_of("collection", "small")
+    assert float(alone["times_alone"]) == 1
+    assert (alone["processes"], two["processes"]) == ("0", "2")
+    np.testing.assert_allclose(
+        float(two["times_alone"]), float(two["steps_per_second"]) / float(alone["steps_per_second"])
+    )
+    # Not what was taken elsewhere.
+    step = collection.Collector.step
+    other = lambda self, action: step(self, action if not self.environments[1:] else -action)  # noqa: E731
+    monkeypatch.setattr(collection.Collector, "step", other)
+    with pytest.raises(AssertionError):
+        collection.main(collection.Collection(("pointmaze-umaze",), 2, 5, workers=(2,), rounds=1, name="small"))
 
 
 RUN = """

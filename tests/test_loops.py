@@ -18,7 +18,7 @@ import pytest
 from flax import struct
 from stuck import Failing, Summing
 
-from common import environments, evaluation, machine, players, tasks
+from common import environments, evaluation, machine, processes, tasks
 from common.collection import Collector
 from common.environments import Step
 from common.errors import EnvironmentFailed
@@ -197,7 +197,7 @@ def test_environments_that_cannot_be_made_elsewhere_are_stepped_here(collecting,
     def refuse(*_, **__):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(players.subprocess, "Popen", refuse)
+    monkeypatch.setattr(processes.subprocess, "Popen", refuse)
     said = []
     collector = collecting(2, announce=said.append)
     assert said == [
@@ -345,7 +345,7 @@ def test_where_no_process_can_be_started_this_one_plays(monkeypatch):
     def refuse(*_, **__):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(players.subprocess, "Popen", refuse)
+    monkeypatch.setattr(processes.subprocess, "Popen", refuse)
     said = []
     make = functools.partial(environments.make_named, "pointmaze-umaze")
     with contextlib.closing(Evaluator(make, 1, 2, 2, said.append)) as evaluator:

@@ -17,7 +17,7 @@ from served import serving
 from stuck import Failing, Short, Stuck
 
 from algorithms import iql
-from common import evaluation, players, stops, training
+from common import evaluation, processes, stops, training
 from common.checkpoints import Checkpoints
 from common.collection import Collector
 from common.environments import Environment
@@ -275,7 +275,7 @@ def test_players_pass_on_that_an_environment_failed(workers, monkeypatch):
 def test_one_looks_for_signals_while_players_play(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("STUCK_FILE", str(tmp_path / "stuck"))
-    monkeypatch.setattr(players, "LOOKS", 0.01)
+    monkeypatch.setattr(processes, "LOOKS", 0.01)
 
     def look():
         if (tmp_path / "stuck").exists():
@@ -558,8 +558,8 @@ def test_what_is_owed_is_kept(whole):
 def test_elsewhere_is_tied(monkeypatch):
     """In a step, it sees nothing of its connection."""
     asked = []
-    monkeypatch.setattr(players, "tied", lambda command: (asked.append(command), command)[1])
-    monkeypatch.setattr(players.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError(12, "no memory")))
-    with pytest.raises(players.Lost, match="no memory"):
+    monkeypatch.setattr(processes, "tied", lambda command: (asked.append(command), command)[1])
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError(12, "no memory")))
+    with pytest.raises(processes.Lost, match="no memory"):
         Elsewhere(Short, 1)
     assert len(asked) == 1
