@@ -363,7 +363,7 @@ def scan(step: Callable[[Any, Any], tuple[Any, Metrics]], agent: Any, xs: Any, u
     def one(agent: Any, x: Any) -> tuple[Any, jax.Array]:
         agent, metrics = step(agent, x)
         names[:] = metrics
-        return agent, jnp.stack(list(metrics.values()))
+        return agent, jnp.stack(list(metrics.values())) if metrics else jnp.zeros(0)
 
     agent, rows = jax.lax.scan(one, agent, xs, unroll=unroll)
     return agent, {name: rows[:, place] for place, name in enumerate(names)}

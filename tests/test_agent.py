@@ -150,6 +150,11 @@ def test_an_update_of_one_minibatch_is_the_algorithm_box(name):
     chex.assert_trees_all_close((updated, metrics), (by_hand, expected), rtol=1e-4, atol=1e-5)
 
 
+def test_steps_may_have_no_metrics():
+    agent, metrics = base.scan(lambda total, x: (total + x, {}), jnp.zeros(()), jnp.arange(3.0))
+    assert (float(agent), metrics) == (3.0, {})
+
+
 DELAYED = [name for name in MODULES if hasattr(MODULES[name].Config(), "policy_delay")]
 
 
