@@ -39,7 +39,7 @@ class Inside:
         """Have a method called."""
         self._asked = method, arguments
 
-    def answer(self, look: Callable[[], None] = lambda: None) -> Any:
+    def answer(self) -> Any:
         """What it returns."""
         method, arguments = self._asked
         return getattr(self.made, method)(*arguments)
