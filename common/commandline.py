@@ -38,6 +38,9 @@ class Run:
     """Episodes of each evaluation of each run."""
     eval_workers: int | None = None
     """Processes that play them; 0: none but this one. Default: one per core where there is much to play, else 0."""
+    eval_async: bool = False
+    """Go on learning while an evaluation is played, beside it, on the host's CPU: the parameters, and on a CPU all
+    numbers, are the same. The last evaluation of a phase is waited for."""
     env_workers: int = 0
     """Processes that step the environments of all runs while they collect; 0: none but this one. The numbers are the
     same."""
@@ -85,6 +88,8 @@ class Run:
         for name in ("eval_workers", "env_workers"):
             if self.single_environment and getattr(self, name):
                 return f"--single-environment plays in this process: leave out --{name.replace('_', '-')}"
+        if self.single_environment and self.eval_async:
+            return "--single-environment: an evaluation cuts the episode that is collected; leave out --eval-async"
         if self.seed < 0 or self.seed + self.num_seeds > 2**31:
             return f"--seed must lie in 0 ... 2^31 - num_seeds, not {self.seed}"
         return None

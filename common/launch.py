@@ -125,6 +125,8 @@ def check(request: Request, task: Task, has_data: bool = False) -> None:
         )
     if why := check_workers(request):
         raise Refused(f"--env-workers {request.run.env_workers}: {why}")
+    if request.run.eval_async:
+        check_host()
     if request.config.attended:
         if request.number_of_runs > 1:
             raise Refused(f"one person can decide for one run, not for {request.number_of_runs}: start them in turn")
@@ -146,6 +148,17 @@ def check_workers(request: Request) -> str | None:
     if workers > runs:
         return f"there {'is 1 run' if runs == 1 else f'are {runs} runs'}, with an environment each"
     return None
+
+
+def check_host() -> None:
+    """Refuse evaluations beside learning where JAX does not act on the host's CPU."""
+    try:
+        jax.devices("cpu")
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", jax.default_backend())
+        raise Refused(
+            f"--eval-async: the host's CPU acts in it, which JAX leaves out here; set JAX_PLATFORMS={asked},cpu"
+        ) from error
 
 
 def find_expert(request: Request, task: Task, sizes: Sequence[int]) -> Expert | None:

@@ -41,7 +41,8 @@ def check_memory(
     known = sharing * sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(prior))
     fields = largest_agent(agent_class, request.config, observation_size, action_size, prior) if agent_class else {}
     # On a CPU, runs follow one another, and those before a call are kept until all are after it.
-    agents = (1 + on_host) * there * sum(fields.values())
+    copies = 1 + on_host + (on_host and request.run.eval_async)
+    agents = copies * there * sum(fields.values())
     if buffers + known + agents < PROGRAMS:
         return None
     several = f"{runs} run{'s' * (runs > 1)}"
@@ -50,8 +51,8 @@ def check_memory(
     if agents > PROGRAMS:
         most = max(fields, key=fields.get)
         mostly = f", most of it `{most}`" if 2 * fields[most] > sum(fields.values()) else ""
-        twice = "twice " * on_host
-        parts += [f"agents of {in_words(agents)} ({several} x {twice}{in_words(sum(fields.values()))}{mostly})"]
+        times = {1: "", 2: "twice ", 3: "three times "}[copies]
+        parts += [f"agents of {in_words(agents)} ({several} x {times}{in_words(sum(fields.values()))}{mostly})"]
     free = available_memory() if on_host else _free_on_device()
     told = f"{' and '.join(parts)}, beside about {in_words(PROGRAMS)} for programs"
     fits = free is None or buffers + known + agents + PROGRAMS <= free

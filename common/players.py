@@ -49,6 +49,19 @@ class Told(NamedTuple):
         return cls(np.zeros(count, np.float32), np.zeros(count, bool))
 
 
+def playable(actions: np.ndarray, diverged: Callable[[int], object]) -> np.ndarray:
+    """Actions [runs, ..., a], zero where they are not finite: a run that has diverged scores and stops no other.
+
+    `diverged` is told the numbers of such runs.
+    """
+    broken = ~np.isfinite(actions).all(axis=-1, keepdims=True)
+    if not broken.any():
+        return actions
+    for run in np.flatnonzero(broken.reshape(len(broken), -1).any(axis=1)).tolist():
+        diverged(run)
+    return np.where(broken, np.float32(0), actions)
+
+
 class Here:
     """A group in this process."""
 

@@ -44,12 +44,12 @@ def run_key(seed: jax.Array, purpose: int, step: jax.Array | int = 0) -> jax.Arr
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
-def isolated(function: Callable) -> Callable:
+def isolated(function: Callable, backend: str) -> Callable:
     """`function`, rounding the same whatever it is computed beside, and however many times: a program of its own.
 
     The compiler would else fuse it with what surrounds it, and a loop of one pass would be no loop to it.
     """
-    if jax.default_backend() != "cpu":
+    if backend != "cpu":
         return lambda *inputs: jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(inputs)))
 
     @jax.jit
@@ -171,11 +171,22 @@ class Programs:
     which `__init__` makes of them, are what is called.
     """
 
-    def __init__(self, agent_class: type, config: Any, runs: int, width: int | None, devices: int | None):
+    def __init__(
+        self,
+        agent_class: type,
+        config: Any,
+        runs: int,
+        width: int | None,
+        devices: int | None,
+        among: Sequence[jax.Device] | None = None,
+    ):
+        """For so many of the devices that there are, or, if these are not meant, `among` others."""
         count = count_devices(runs, devices)
         self.runs, self.rows = runs, -(-runs // count) * count
-        self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=jax.devices()[:count])
-        self.width = width or (1 if jax.default_backend() == "cpu" else self.rows // count)
+        self.backend = jax.default_backend() if among is None else among[0].platform
+        own = (among or jax.devices())[:count]
+        self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=own)
+        self.width = width or (1 if self.backend == "cpu" else self.rows // count)
         self.agent_class, self.config = agent_class, config
         self.order = [phase for phase, _ in config.phases]
 
@@ -189,6 +200,13 @@ class Programs:
         self.offline = Program(self, self._offline, donates=True)
         self.act = Program(self, self._act)
         self.proceed = Program(self, self._proceed, donates=True)
+
+    @functools.cached_property
+    def on_host(self) -> Programs:
+        """Those of the host's CPU, which an accelerator does not wait for; these themselves without an accelerator."""
+        if self.backend == "cpu":
+            return self
+        return Programs(self.agent_class, self.config, self.runs, None, 1, jax.devices("cpu"))
 
     def _create(self, config: Any, seeds: jax.Array, example: Batch, prior: Any) -> Any:
         """Fresh agents, for transitions shaped like `example` [runs, ...]."""
@@ -320,11 +338,11 @@ class Programs:
         """The evaluated policies' actions [runs, n, a] for observations [runs, n, o]."""
 
         def one_run(agent: Any, rows: jax.Array) -> jax.Array:
-            if self.width > 1 or jax.default_backend() != "cpu":
+            if self.width > 1 or self.backend != "cpu":
                 return agent.act(rows)
             # A product may round a row by its place among the others and by their number, and a simulation makes much
             # of that: each row is computed as if it were alone.
-            return jax.lax.map(isolated(agent.act), rows)
+            return jax.lax.map(isolated(agent.act, self.backend), rows)
 
         return self.over_runs(one_run)(agents, observations)
 
@@ -339,9 +357,9 @@ class Programs:
                 memory = jax.tree.map(lambda new, old: jnp.where(begins, new, old), agent.recall(), memory)
                 return agent.proceed(memory, observation, reward)
 
-            if self.width > 1 or jax.default_backend() != "cpu":
+            if self.width > 1 or self.backend != "cpu":
                 return jax.vmap(one)(memory, *seen)
-            program = isolated(one)  # each episode as if it were alone, as in `act`
+            program = isolated(one, self.backend)  # each episode as if it were alone, as in `act`
             return jax.lax.map(lambda arguments: program(*arguments), (memory, *seen))
 
         return self.over_runs(one_run)(memory, agents, observations, rewards, begins)
@@ -358,7 +376,7 @@ class Programs:
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""
-        program = isolated(function)
+        program = isolated(function, self.backend)
 
         def alone(arguments: tuple) -> Any:
             return program(*arguments)

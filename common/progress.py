@@ -34,7 +34,7 @@ class Progress:
     learning_steps: int = 0
     """In the present phase: the steps that took `learning_seconds`."""
     phase_evaluation_seconds: float = 0.0
-    """In the present phase."""
+    """In the present phase: of evaluations, while learning waits for them."""
     evaluation_seconds: float = 0.0
     """In all phases."""
     evaluations: int = 0
@@ -48,6 +48,8 @@ class Progress:
     finite; online it is looked at where a row of metrics is written."""
     owes_evaluation: bool = False
     """Whether the evaluation of the present step was left before its end."""
+    evaluates_step: int | None = None
+    """The step of the present phase whose evaluation goes on while others follow it; None without one."""
     owes_updates: bool = False
     """Whether the updates that follow the present step online were left before their end: then nothing of that step was
     reported yet."""
@@ -65,10 +67,14 @@ class Progress:
         """The place of a phase among those there are."""
         return list(self.phases).index(phase)
 
+    def total_at(self, step: int) -> int:
+        """Steps of all phases up to this one of the present phase."""
+        return sum(list(self.phases.values())[: self.order(self.phase)]) + step
+
     @property
     def total_step(self) -> int:
         """Steps of all phases so far."""
-        return sum(list(self.phases.values())[: self.order(self.phase)]) + self.step
+        return self.total_at(self.step)
 
     @property
     def total(self) -> int:
@@ -91,7 +97,7 @@ class Progress:
         self.learning_seconds += seconds
 
     def evaluated(self, seconds: float) -> None:
-        """Count an evaluation that took so long."""
+        """Count an evaluation for which learning has waited so long."""
         self.evaluations += 1
         self.evaluation_seconds += seconds
         self.phase_evaluation_seconds += seconds

@@ -28,6 +28,11 @@ from common.trackers import Trackers
 
 DRAWING_SHARE = 0.02
 """Of the time, for the curve while runs are trained."""
+SHOWN_EVERY = 0.1
+"""Seconds from one movement of the bar to the next, at least."""
+
+LEADING = ("run", "seed", "step", "phase", "point")
+"""Columns of the tables that say which run and when."""
 
 
 class Reporter:
@@ -51,10 +56,24 @@ class Reporter:
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
         """With the trackers that are asked for, which go on from the present step, and a bar at the terminal."""
-        done = self.progress.total_step
-        self.trackers = Trackers(self.directory.path, self.run, self.directory.identifier, done)
-        with contextlib.closing(self.trackers), Bar(self.console, self.progress.total, done) as self.bar:
+        progress, owed = self.progress, self.progress.evaluates_step
+        told = progress.total_step if owed is None else progress.total_at(owed)
+        self.trackers = Trackers(self.directory.path, self.run, self.directory.identifier, told)
+        if owed is not None:
+            self.trackers.postpone(self._later_metrics(owed))
+        with contextlib.closing(self.trackers), Bar(self.console, progress.total, progress.total_step) as self.bar:
             yield
+
+    def _later_metrics(self, step: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The rows of metrics.csv after a step of the present phase, by their step of all phases together."""
+        for row in self.directory.metrics.rows():
+            if row["phase"] == self.progress.phase and int(row["step"]) > step:
+                numbers = {name: float(x) for name, x in row.items() if x and name not in LEADING}
+                yield self.progress.total_at(int(row["step"])), [{"run": int(row["run"])} | numbers]
+
+    def postpone(self) -> None:
+        """Tell trackers of nothing more until `evaluated`, for they take steps in their order."""
+        self.trackers.postpone()
 
     def announce(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -77,42 +96,44 @@ class Reporter:
     def resumed(self) -> None:
         """Drop the rows that were written after the checkpoint, and say where it goes on."""
         phase, step, order = self.progress.phase, self.progress.step, self.progress.order
-        for table in (self.directory.metrics, self.directory.evaluations):
-            of_evaluation = self.progress.owes_evaluation and table is self.directory.evaluations
-            owed = self.progress.owes_updates or of_evaluation
-            place = order(phase), step - owed
+        logged = step - self.progress.owes_updates
+        evaluated = min(logged, step - self.progress.owes_evaluation)
+        if self.progress.evaluates_step is not None:
+            evaluated = self.progress.evaluates_step - 1
+        for table, last in ((self.directory.metrics, logged), (self.directory.evaluations, evaluated)):
+            place = order(phase), last
             table.keep(r for r in table.rows() if (order(r["phase"]), int(r["step"])) <= place)
         self.announce(f"resuming in the {phase} phase after step {step}")
 
     def log(self, metrics: Mapping[str, jax.Array], more: Sequence[Mapping[str, float]]) -> None:
         """Write a row of metrics for every run: `metrics` [runs] by name, and more of each run."""
-        values = {name: np.asarray(value) for name, value in metrics.items()}
+        values, step = {name: np.asarray(value) for name, value in metrics.items()}, self.progress.step
         rows = [
-            self._where(run) | {name: float(value[run]) for name, value in values.items()} | dict(more[run])
+            self._where(run, step) | {name: float(value[run]) for name, value in values.items()} | dict(more[run])
             for run in range(len(self.seeds))
         ]
         self.directory.metrics.append(rows)
         self.trackers.log("train", self.progress.total_step, rows)
 
-    def evaluated(self, outcomes: Sequence[Outcome]) -> None:
-        """Write a row about the evaluation of every run, and say their mean."""
-        rows = [self._where(run) | outcome.row(self.task) for run, outcome in enumerate(outcomes)]
+    def evaluated(self, outcomes: Sequence[Outcome], step: int) -> None:
+        """Write a row about the evaluation of every run after a step of the present phase, and say their mean."""
+        rows = [self._where(run, step) | outcome.row(self.task) for run, outcome in enumerate(outcomes)]
         name = self.headline
         if name == "score":
             self.progress.episode_scores = [self.task.score(o.returns, o.success).tolist() for o in outcomes]
         self.directory.evaluations.append(rows)
-        self.trackers.log("evaluation", self.progress.total_step, rows)
+        self.trackers.log("evaluation", self.progress.total_at(step), rows)
         if self.progress.total_step < self.progress.total and self.drawing.affordable():
             self.draw()
         values = np.array([row[name] for row in rows])
-        step = f"{self.progress.phase} step {self.progress.step}"
+        at = f"{self.progress.phase} step {step}"
         if self.points == 1:
             mean = values.mean()
-            self.bar.evaluated(f"{step:>20}   {name} {mean:7.2f}   runs: {points.each(values)}", f"{name} {mean:.4g}")
+            self.bar.evaluated(f"{at:>20}   {name} {mean:7.2f}   runs: {points.each(values)}", f"{name} {mean:.4g}")
             return
         # Different settings have no mean.
         means = [values[[mine == label for mine in self.labels]].mean() for label in dict.fromkeys(self.labels)]
-        self.bar.evaluated(f"{step:>20}   {name}, point by point: {points.each(means)}", f"{name} {points.span(means)}")
+        self.bar.evaluated(f"{at:>20}   {name}, point by point: {points.each(means)}", f"{name} {points.span(means)}")
 
     def draw(self) -> None:
         """Replace curve.png by one that shows all evaluations so far."""
@@ -131,10 +152,14 @@ class Reporter:
         """The column of eval.csv that tells how good a policy is: the score where the task has one."""
         return "score" if np.isfinite(self.task.score(0.0, True)) else "return_mean"
 
-    def diverged(self, run: int) -> None:
-        """Note that an action of a run was not finite, and say so the first time."""
-        if str(run) not in self.progress.diverged_at_step:
-            phase, step = self.progress.phase, self.progress.step
+    def diverged(self, run: int, step: int | None = None) -> None:
+        """Note that an action of a run was not finite, and say so the first time, or if it is of an earlier step.
+
+        At a `step` of the present phase, by default the present one.
+        """
+        phase, step = self.progress.phase, self.progress.step if step is None else step
+        known = self.progress.diverged_at_step.get(str(run))
+        if known is None or (known["phase"] == phase and step < known["step"]):
             self.progress.diverged_at_step[str(run)] = {"phase": phase, "step": step}
             self.announce(f"run {run} (seed {self.seeds[run]}) has diverged at {phase} step {step}")
 
@@ -212,9 +237,9 @@ class Reporter:
                 final |= online_progress([row for row in rows if int(row["run"]) == run], self.headline)
         return finals
 
-    def _where(self, run: int) -> dict[str, Any]:
-        """The leading columns of a row about one run."""
-        columns = {"run": run, "seed": self.seeds[run], "step": self.progress.step, "phase": self.progress.phase}
+    def _where(self, run: int, step: int) -> dict[str, Any]:
+        """The leading columns of a row about one run after a step of the present phase."""
+        columns = {"run": run, "seed": self.seeds[run], "step": step, "phase": self.progress.phase}
         return columns | ({"point": self.labels[run]} if self.labels[run] else {})
 
 

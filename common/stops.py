@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C; what schedulers and `kill` send; a terminal that closes; what Slurm can be told to send ahead of time."""
@@ -41,6 +41,36 @@ T = TypeVar("T")
 
 class Stopped(BaseException):
     """There was a signal, and nothing is lost by leaving."""
+
+
+class Aside(Generic[T]):
+    """Work in a thread of its own."""
+
+    def __init__(self, work: Callable[[], T]):
+        self._work = work
+        self._returned: list[T] = []
+        self._raised: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._returned.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks for the result
+            self._raised.append(error)
+
+    def is_over(self, patience: float = 0.0) -> bool:
+        """Whether it has ended, for which no more than so many seconds are waited."""
+        self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    def result(self, look: Callable[[], None]) -> T:
+        """What it returns; what it raises is raised here. Until it has ended `look` is called, which may leave it."""
+        while not self.is_over(0.1):
+            look()
+        if self._raised:
+            raise self._raised[0]
+        return self._returned[0]
 
 
 class Watch:
@@ -191,26 +221,7 @@ class Watch:
     def aside(self, work: Callable[[], T]) -> T:
         """What `work()` returns, which holds the main thread for long, such as a compiler; leaves it to itself, and
         raises Stopped, once a signal is noted."""
-        if not self.before:
-            return work()
-        returned: list[T] = []
-        raised: list[BaseException] = []
-
-        def working() -> None:
-            try:
-                returned.append(work())
-            except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
-                raised.append(error)
-
-        thread = threading.Thread(target=working, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-            if thread.is_alive():
-                self.look()
-        if raised:
-            raise raised[0]
-        return returned[0]
+        return Aside(work).result(self.look) if self.before else work()
 
 
 _undoings: list[Callable[[], None]] = []

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class Trackers:
         self.board: Board | None = None
         self.others: list[Any] = []
         """With `log` and `finish`."""
+        self.later: list[tuple[str, int, Sequence[Mapping[str, Any]]]] | None = None
+        """What waits for an evaluation of an earlier step; None where nothing has to."""
+        self.is_resumable = run.checkpoint_every != 0
         if not (run.tensorboard or run.wandb or run.trackio):
             return
         config = read_config(directory)
@@ -72,8 +75,29 @@ class Trackers:
             if getattr(run, flag) and importlib.util.find_spec(package) is None:
                 raise Refused(f"--{flag}: {package} is not installed; pip install -e '.[{flag}]'")
 
+    def postpone(self, metrics: Iterable[tuple[int, Sequence[Mapping[str, Any]]]] = ()) -> None:
+        """Keep these rows of metrics.csv, by their steps, and all that follow, until an evaluation is told of.
+
+        That is of an earlier step, and Weights & Biases takes no step that lies behind its last.
+        """
+        if self.later is None:
+            self.later = [("train", step, rows) for step, rows in metrics]
+
     def log(self, kind: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Send the numbers of some rows of metrics.csv or eval.csv, at this step of all phases together."""
+        """Tell of some rows of metrics.csv or eval.csv, at this step of all phases together."""
+        if self.later is not None and kind != "evaluation":
+            self.later.append((kind, step, rows))
+            return
+        self._send(kind, step, rows)
+        self._send_later()
+
+    def _send_later(self) -> None:
+        later, self.later = self.later or (), None
+        for told in later:
+            self._send(*told)
+
+    def _send(self, kind: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send the numbers of rows."""
         for row in rows if self.board or self.others else ():
             values = {
                 name: value
@@ -87,7 +111,9 @@ class Trackers:
                 other.log({f"{kind}/{name}/run{row['run']}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
-        """Flush what is pending."""
+        """Flush what is pending. What waits for an evaluation is told by a run that goes on, if one can."""
+        if not self.is_resumable:
+            self._send_later()
         if self.board is not None:
             self.board.close()
         for other in self.others:

@@ -18,19 +18,19 @@ from common.collection import Collector
 from common.commandline import Request
 from common.datasets import Dataset
 from common.errors import EnvironmentFailed
-from common.evaluation import Evaluator, useful_workers
 from common.experts import Expert
 from common.guidance import Guide
+from common.judging import Judge
 from common.keyboard import Keys
 from common.machine import cores
 from common.means import Means, first_not_finite, known
 from common.pacing import Pace, StepTimes
-from common.players import Told
+from common.players import playable
 from common.policyfiles import PolicyFiles
 from common.programs import MOST_STEPS, Learner, Program, Programs, block_size, most_blocks
 from common.progress import Progress
 from common.replay import Episode, Replay, blank
-from common.reporting import Reporter
+from common.reporting import SHOWN_EVERY, Reporter
 from common.runs import RunDirectory
 from common.stops import Stopped, Watch
 from common.tasks import Task
@@ -39,8 +39,6 @@ SAVING_SHARE = 0.05
 """Of the time, for checkpoints, where the user names no interval."""
 CALL_SECONDS = 1.0
 """What a call of many updates should take, for a stop waits for it."""
-SHOWN_EVERY = 0.1
-"""Seconds from one movement of the bar to the next, at least."""
 
 
 class Result(NamedTuple):
@@ -96,15 +94,9 @@ class Session:
             environment.close()
         self.horizon = environment.horizon
         self.policies = PolicyFiles(directory, environment, self.progress, self.reporter.announce)
-        shape = len(self.seeds), run.eval_episodes
-        if run.single_environment:
-            only = make if self.collector is None else lambda: environment
-            self.evaluator = Evaluator(only, *shape, announce=self.reporter.announce, most=1)
-        else:
-            workers = run.eval_workers
-            if workers is None:
-                workers = useful_workers(math.prod(shape) * self.horizon)
-            self.evaluator = Evaluator(make, *shape, workers, self.reporter.announce)
+        only = make if self.collector is None or not run.single_environment else lambda: environment
+        told = self.progress, self.reporter, self.policies, self.prepare
+        self.judge = Judge(only, environment, run, self.seeds, programs, *told)
         self.is_cut = False
         """Whether an evaluation has played in the environment, and the episode that is collected must begin anew."""
 
@@ -167,7 +159,7 @@ class Session:
         played, episodes = self.collector.state() if self.collector else ({}, {})
         actions = {} if self.action is None else {"action": self.action}
         state = self.progress.state() | episodes | {"means": self.means.state()}
-        self.checkpoints.save(self.progress.total_step, arrays | played | actions, state)
+        self.checkpoints.save(self.progress.total_step, arrays | played | actions | self.judge.arrays(), state)
         self.kept_at = self.progress.total_step
         self.policies.write(agent)
         self.saving.done(start)
@@ -182,7 +174,9 @@ class Session:
             self.means.restore(state.get("means", {}))
             for phase in list(self.progress.phases)[1 : 1 + self.progress.order(self.progress.phase)]:
                 self.enter(phase)
-            self.learner = self.programs.place(unpack(self.programs.host(self.learner), arrays))
+            learner = unpack(self.programs.host(self.learner), arrays)
+            self.judge.restore(arrays, learner.agent)
+            self.learner = self.programs.place(learner)
             if "action" in arrays:
                 self.action = np.array(arrays["action"])
             if anew and self.action is not None:
@@ -201,6 +195,7 @@ class Session:
                 self.learn(watch)
                 times = self.step_times(watch)
             except (Stopped, EnvironmentFailed) as error:
+                self.judge.leave()
                 if self.checkpoints and self.progress.total_step not in (0, self.kept_at):
                     self.save()
                 if isinstance(error, EnvironmentFailed):
@@ -232,6 +227,7 @@ class Session:
     def learn(self, watch: Watch) -> None:
         """Every phase that is left. Raises Stopped and EnvironmentFailed, where a checkpoint can be written."""
         progress = self.progress
+        self.judge.go_on(watch)
         if progress.owes_evaluation:
             self.evaluate(watch)
         for phase in list(progress.phases)[progress.order(progress.phase) :]:
@@ -267,7 +263,7 @@ class Session:
             grouped = self.learner.agent.are_whole_groups(first, last - first)
             size = block_size(last - first, self.learner.agent.period if grouped else 1)
             while progress.step < last:
-                watch.look()
+                self.heed(watch)
                 self.update(watch, min(size, last - progress.step), last, grouped)
                 self.reporter.advance(progress.phase)
             self.reporter.log(self.means.take(), [nothing_played] * len(self.seeds))
@@ -327,7 +323,7 @@ class Session:
                 metrics = {}
             else:
                 self.learner, action, metrics = programs.learn(*arguments, self.prior)
-            self.action = self.playable(action)
+            self.action = playable(action, self.reporter.diverged)
             if self.studies:
                 self.study(watch)
             now = time.perf_counter()
@@ -373,7 +369,7 @@ class Session:
         of the runs that have learnt. Raises Stopped between two calls, from where it goes on."""
         while (owed := self.owed()).any():
             self.progress.owes_updates = True
-            watch.look()
+            self.heed(watch)
             most = 1 if math.isinf(self.pace) else min(max(1, int(CALL_SECONDS / self.pace)), MOST_STEPS)
             call = self.learner, self.device_seeds, most, self.prior
             self.prepare(watch, self.programs.study, *call)
@@ -412,63 +408,33 @@ class Session:
         if is_new and (last or self.saving.due(first, progress.step)):
             self.save()
         if progress.total_step < progress.total:
-            watch.look()
+            self.heed(watch)
 
     def evaluate(self, watch: Watch) -> None:
-        """Evaluate every run. Where it is left in the middle, it is still owed, and played from its beginning then."""
-        start = time.perf_counter()
-        agent, step = self.learner.agent, self.progress.total_step
-        episodes, shown = len(self.seeds) * self.request.run.eval_episodes, [0.0]
-        memory, told = self.programs.room(agent, self.evaluator.slots), None
+        """Evaluate every run, or begin to, once no other evaluation goes on."""
+        self.judge.wait(watch)
+        if self.request.run.eval_async and not self.progress.phase_is_over:
+            self.judge.begin(watch, self.learner.agent)
+        else:
+            self.judge.evaluate(watch, self.learner.agent)
+            self.is_cut = self.request.run.single_environment
 
-        def telling(latest: Told) -> None:
-            nonlocal told
-            told = latest
-
-        def act(observations: np.ndarray) -> np.ndarray:
-            nonlocal memory
-            if memory is None:
-                self.prepare(watch, self.programs.act, agent, observations)
-                actions = self.programs.act(agent, observations)
-            else:
-                call = memory, agent, observations, *told
-                self.prepare(watch, self.programs.proceed, *call)
-                actions, memory = self.programs.proceed(*call)
-            if not self.policies.is_checked:
-                self.policies.check(self.programs.host(agent), observations, actions)
-            return self.playable(actions)
-
-        def heard(over: int) -> None:
-            if time.perf_counter() - shown[0] > SHOWN_EVERY:
-                shown[0] = time.perf_counter()
-                self.reporter.evaluating(over, episodes)
-
-        outcomes = self.evaluator(act, self.seeds, step, heard, watch.look, telling)
-        self.progress.owes_evaluation = False
-        self.is_cut = self.request.run.single_environment
-        self.reporter.evaluated(outcomes)
-        self.progress.evaluated(time.perf_counter() - start)
+    def heed(self, watch: Watch) -> None:
+        """Look for signals, and for what goes on beside learning."""
+        watch.look()
+        self.judge.poll()
 
     def next_action(self) -> np.ndarray:
         """What every run does next, [runs, a], where no transition has led to it in this process."""
-        return self.playable(self.programs.choose(*self.about_to_act()))
+        return playable(self.programs.choose(*self.about_to_act()), self.reporter.diverged)
 
     def about_to_act(self) -> tuple:
         """What `choose` takes."""
         return self.learner.agent, self.device_seeds, self.progress.step, self.collector.observation
 
-    def playable(self, action: np.ndarray) -> np.ndarray:
-        """Actions [runs, ..., a], zero where they are not finite: a run that has diverged scores and stops no other."""
-        broken = ~np.isfinite(action).all(axis=-1, keepdims=True)
-        if not broken.any():
-            return action
-        for run in np.flatnonzero(broken.reshape(len(broken), -1).any(axis=1)).tolist():
-            self.reporter.diverged(run)
-        return np.where(broken, np.float32(0), action)
-
     def close(self) -> None:
         """Release environments, files and threads."""
-        self.evaluator.close()
+        self.judge.close()
         if self.collector:
             self.collector.close()
         if self.checkpoints:

@@ -109,7 +109,7 @@ def test_the_bar_says_what_happens(tmp_path):
         told.evaluating(3, 4)
         assert shown(told.bar).startswith("evaluating 3/4 ")
         told.progress.evaluated(8.0)
-        told.evaluated(outcomes(1000, 2000))
+        told.evaluated(outcomes(1000, 2000), told.progress.step)
         assert shown(told.bar).startswith("offline ")  # as before
         told.evaluating(1, 4)
         assert shown(told.bar).endswith("0:00:19 left")  # 5 s, 8 s, and three quarters of 8 s
@@ -124,7 +124,7 @@ def test_the_bar_is_one_line(tmp_path, width):
     with told.live():
         told.advance("offline")
         told.evaluating(1234, 2000)
-        told.evaluated(outcomes(*range(20)))
+        told.evaluated(outcomes(*range(20)), told.progress.step)
         told.evaluating(1234, 2000)
         assert "\n" not in shown(told.bar)
         assert len(shown(told.bar)) <= width
@@ -144,7 +144,7 @@ def test_where_nobody_looks_on_there_are_whole_lines_and_nothing_else(tmp_path):
         told.compiling()
         told.advance("offline")
         told.evaluating(1, 4)
-        told.evaluated(outcomes(*(1234.5 * k for k in range(10))))
+        told.evaluated(outcomes(*(1234.5 * k for k in range(10))), told.progress.step)
     first, second = console.file.getvalue().splitlines()
     assert first == "a line that is not broken " * 10
     assert second.startswith("     offline step 50   score ")
@@ -188,7 +188,9 @@ def finished(tmp_path: Path, labels: list[str], console: Console) -> tuple[dict,
     told = reporter(tmp_path, console, labels, Progress({"offline": 50}, step=50))
     random, expert = told.task.reference
     with told.live():
-        told.evaluated(outcomes(*(random + (expert - random) * (k + 1) / 10 for k in range(len(labels)))))
+        told.evaluated(
+            outcomes(*(random + (expert - random) * (k + 1) / 10 for k in range(len(labels)))), told.progress.step
+        )
     summary = told.finish(1000)
     assert json.loads((tmp_path / "summary.json").read_text()).keys() == summary.keys()
     return summary, console.file.getvalue().splitlines()
@@ -239,13 +241,13 @@ def test_the_curve_is_there_from_the_first_evaluation_on_and_takes_a_fiftieth_of
     with told.live():
         for _ in range(6):
             steps.step += 10
-            told.evaluated(outcomes(1.0))
+            told.evaluated(outcomes(1.0), told.progress.step)
             now[0] += 10
         assert drawn == [(100.0, 1), (130.5, 4)]  # 25 seconds for half a one
         told.interrupted(True)
         assert drawn[2:] == [(161.0, 6)]
         steps.step = 100
-        told.evaluated(outcomes(1.0))
+        told.evaluated(outcomes(1.0), told.progress.step)
     told.finish(1000)
     assert [count for _, count in drawn[3:]] == [7]
 

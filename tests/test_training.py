@@ -24,6 +24,7 @@ from common.checkpoints import Checkpoints, Saving
 from common.collection import Collector
 from common.commandline import Request, Run
 from common.errors import Refused
+from common.players import playable
 from common.programs import Program
 from common.progress import Progress
 from common.reporting import Reporter
@@ -179,12 +180,11 @@ def test_a_diverged_run_is_named_and_does_not_stop_the_others(whole, tmp_path):
     assert without(healthy, "run", "point") == without(table(whole / "metrics.csv", seed=0), "run")
 
 
-def test_only_what_is_not_finite_is_played_as_zero(whole):
+def test_only_what_is_not_finite_is_played_as_zero():
     diverged = []
-    session = types.SimpleNamespace(reporter=types.SimpleNamespace(diverged=diverged.append))
     action = np.ones((2, 3, 4), np.float32)
     action[1, 2, 0] = np.nan
-    played = training.Session.playable(session, action)
+    played = playable(action, diverged.append)
     assert played[1, 2].tolist() == [0] * 4
     played[1, 2] = 1
     assert (played == 1).all()

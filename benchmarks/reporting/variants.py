@@ -12,8 +12,8 @@ from typing import Any
 PLACES = ("env", "out", "resume")
 """Flags that say where and what, not how: no part of a name."""
 MEASURING = (
-    "seed", "num-seeds", "eval-every", "eval-episodes", "eval-workers", "log-every", "checkpoint-every", "width",
-    "devices", "tensorboard", "wandb",
+    "seed", "num-seeds", "eval-every", "eval-episodes", "eval-workers", "eval-async", "log-every", "checkpoint-every",
+    "width", "devices", "tensorboard", "wandb",
 )  # fmt: skip
 """Flags that change no method: part of a name only where nothing else tells two runs apart."""
 
