@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 from interruption import stopped_at
 from rich.console import Console
 
@@ -40,6 +41,20 @@ def serving(module: ModuleType, width: int = 200) -> Callable[..., tuple[int, st
 
 
 serve = serving(rlpd)
+
+
+def falling(path: Path) -> Path:
+    """Prior data of a pendulum that falls, in this file."""
+    rng, ends = np.random.default_rng(0), np.arange(300) % 30 == 29
+    np.savez(
+        path,
+        observations=np.cumsum(rng.normal(0, 0.05, (300, 4)), axis=0).astype(np.float32),
+        actions=rng.uniform(-3, 3, (300, 1)).astype(np.float32),
+        rewards=rng.normal(1, 0.1, 300).astype(np.float32),
+        terminals=ends & (np.arange(300) < 150),
+        timeouts=ends & (np.arange(300) >= 150),
+    )
+    return path
 
 
 def table(path: Path, **only) -> list[dict[str, str]]:

@@ -187,10 +187,9 @@ def finished(tmp_path: Path, labels: list[str], console: Console) -> tuple[dict,
     """The summary and the last lines of runs whose scores are 10, 20, ..., and what the terminal was told."""
     told = reporter(tmp_path, console, labels, Progress({"offline": 50}, step=50))
     random, expert = told.task.reference
+    came_to = outcomes(*(random + (expert - random) * (k + 1) / 10 for k in range(len(labels))))
     with told.live():
-        told.evaluated(
-            outcomes(*(random + (expert - random) * (k + 1) / 10 for k in range(len(labels)))), told.progress.step
-        )
+        told.evaluated(came_to, 50)
     summary = told.finish(1000)
     assert json.loads((tmp_path / "summary.json").read_text()).keys() == summary.keys()
     return summary, console.file.getvalue().splitlines()

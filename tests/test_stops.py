@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import serving
+from served import falling, serving
 from stuck import Failing, Short, Stuck
 
 from algorithms import iql
@@ -46,16 +46,7 @@ def usual_handlers():
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     """With prior data of a pendulum that falls."""
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "data.npz"
-    ends = np.arange(300) % 30 == 29
-    np.savez(
-        path,
-        observations=np.cumsum(rng.normal(0, 0.05, (300, 4)), axis=0).astype(np.float32),
-        actions=rng.uniform(-3, 3, (300, 1)).astype(np.float32),
-        rewards=rng.normal(1, 0.1, 300).astype(np.float32),
-        terminals=ends & (np.arange(300) < 150),
-        timeouts=ends & (np.arange(300) >= 150),
-    )
+    path = falling(tmp_path_factory.mktemp("data") / "data.npz")
     return [*FLAGS, "--dataset", f"npz:{path}"]
 
 
