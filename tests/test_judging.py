@@ -48,17 +48,43 @@ def small_calls(monkeypatch):
     monkeypatch.setattr("common.programs.LARGEST_BLOCKS", {"cpu": 5})
 
 
+@pytest.fixture
+def tracked(monkeypatch) -> list:
+    """What Weights & Biases is told: steps and numbers."""
+    return tracking(monkeypatch)
+
+
+def tracking(patch) -> list:
+    told = []
+    run = types.SimpleNamespace(
+        log=lambda values, step: told.append((step, repr(values))), finish=lambda: None
+    )  # of nan, no two are equal
+    stub = types.ModuleType("wandb")
+    vars(stub).update(init=lambda **_: run, __spec__=importlib.machinery.ModuleSpec("wandb", None))
+    patch.setitem(sys.modules, "wandb", stub)
+    return told
+
+
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory) -> Path:
-    """Without the flag. Its evaluations differ, so that one of other parameters would be noticed."""
+def undisturbed(flags, tmp_path_factory) -> tuple[Path, list]:
+    """Without the flag, and what trackers were told. One evaluation is not like the next, so that one of other
+    parameters would be noticed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "CALL_SECONDS", 0.0)
         patch.setattr("common.programs.LARGEST_BLOCKS", {"cpu": 5})
-        assert serve(*flags, "--out", out)[0] == 0
+        told = tracking(patch)
+        assert serve(*flags, "--wandb", "--out", out)[0] == 0
     returns = [row["return_mean"] for row in table(out / "eval.csv")]
-    assert len(set(zip(returns[::2], returns[1::2], strict=True))) == 6
-    return out
+    each = list(zip(returns[::2], returns[1::2], strict=True))
+    assert len(each) == 6
+    assert all(one != following for one, following in itertools.pairwise(each))
+    return out, told
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed) -> Path:
+    return undisturbed[0]
 
 
 class Beside:
@@ -143,18 +169,21 @@ def test_the_numbers_are_the_same(whole, flags, tmp_path, beside):
     [(training.Session, "update", 3, 10, "step 15;"), (Collector, "step", 14, 40, "step 14;")],
 )
 def test_a_stop_meanwhile_loses_neither_steps_nor_the_evaluation(
-    whole, flags, tmp_path, beside, monkeypatch, kind, name, number, owed, after
+    undisturbed, flags, tmp_path, beside, tracked, monkeypatch, kind, name, number, owed, after
 ):
-    out, beside.never = tmp_path / "run", owed
+    """And trackers, which take no step that lies behind their last, are told of all in the order of steps."""
+    (whole, expected), out, beside.never = undisturbed, tmp_path / "run", owed
     with monkeypatch.context() as patch:
         patch.setattr(kind, name, at_call(number, getattr(kind, name), terminate))
-        status, said = serve(*flags, "--eval-async", "--out", out)
+        status, said = serve(*flags, "--eval-async", "--wandb", "--out", out)
     assert status == 128 + signal.SIGTERM
+    assert tracked[-1][0] == owed
     assert f"interrupted after {after} continue with --resume {out}" in said
     beside.never, beside.played[:] = None, []
     assert serve("--resume", out)[0] == 0
     assert beside.played[0][0] == owed
     assert same(out, whole)
+    assert tracked == expected
     assert final(out) == final(whole)
 
 
@@ -229,7 +258,7 @@ def test_a_policy_with_a_memory_is_played_too(data, tmp_path, beside):
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_an_accelerator_leaves_acting_to_the_host(whole, flags, tmp_path, beside, monkeypatch):
+def test_an_accelerator_leaves_acting_to_the_host(data, tmp_path, beside, monkeypatch):
     """The second device stands for the host's, which has programs of its own."""
 
     def on_host(self):
@@ -245,38 +274,12 @@ def test_an_accelerator_leaves_acting_to_the_host(whole, flags, tmp_path, beside
         return game(programs, agents, slots)
 
     monkeypatch.setattr(judging, "Game", noted)
-    out = tmp_path / "run"
-    assert serve(*flags, "--devices", 1, "--eval-async", "--out", out)[0] == 0
-    assert serve(*flags, "--devices", 1, "--out", tmp_path / "other")[0] == 0
-    one, other = ([{jax.devices()[k]} for k in number] for number in ((0,), (1,)))
-    assert placed == [*other, *other, *one] * 2 + one * 6
-    assert same(out, tmp_path / "other")
-
-
-def test_trackers_are_told_in_the_order_of_steps(flags, tmp_path, beside, monkeypatch):
-    told = []
-
-    class Wandb:
-        def log(self, values, step):
-            told.append((step, tuple(values.items())))
-
-        def finish(self):
-            pass
-
-    stub = types.ModuleType("wandb")
-    vars(stub).update(init=lambda **_: Wandb(), __spec__=importlib.machinery.ModuleSpec("wandb", None))
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-    serve(*flags, "--wandb", "--out", tmp_path / "whole")
-    expected, told[:] = list(told), []
-    out, beside.never = tmp_path / "run", 10
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Session, "update", at_call(4, training.Session.update, terminate))
-        assert serve(*flags, "--wandb", "--eval-async", "--out", out)[0] == 128 + signal.SIGTERM
-    assert max(step for step, _ in told) == 10
-    beside.never = None
-    assert serve("--resume", out)[0] == 0
-    assert [step for step, _ in told] == [step for step, _ in expected]
-    assert repr(told) == repr(expected)
+    asked = *FLAGS, "--dataset", data, "--online-steps", 0
+    for name, more in (("whole", []), ("run", ["--eval-async"])):
+        assert serve(*asked, *more, "--out", tmp_path / name)[0] == 0
+    own, hosts = ({device} for device in jax.devices())
+    assert placed == [own] * 3 + [hosts, hosts, own]
+    assert same(tmp_path / "run", tmp_path / "whole")
 
 
 # ---------------------------------------------------------------- refusals

@@ -200,7 +200,11 @@ def test_what_has_diverged_is_said_once(tmp_path):
         reporter.diverged(run)
         progress.step += 1
     assert said.file.getvalue() == "run 1 (seed 4) has diverged at online step 7\n"
-    assert progress.diverged_at_step == {"1": {"phase": "online", "step": 7}}
+    # An evaluation beside learning is of an earlier step.
+    for step in (7, 6):
+        reporter.diverged(1, step)
+    assert said.file.getvalue().splitlines()[1:] == ["run 1 (seed 4) has diverged at online step 6"]
+    assert progress.diverged_at_step == {"1": {"phase": "online", "step": 6}}
     # A checkpoint keeps it, in words that JSON has.
     again = Progress(progress.phases)
     again.restore(json.loads(json.dumps(progress.state())))
