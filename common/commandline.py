@@ -39,8 +39,8 @@ class Run:
     eval_workers: int | None = None
     """Processes that play them; 0: none but this one. Default: one per core where there is much to play, else 0."""
     eval_async: bool = False
-    """Go on learning while an evaluation is played, beside it, on the host's CPU: the parameters, and on a CPU all
-    numbers, are the same. The last evaluation of a phase is waited for."""
+    """Go on learning while an evaluation is played: at the parameters of its step, by a thread or --eval-workers, and
+    with the host's CPU, so that scores are the same, on an accelerator up to rounding. A phase waits for its last."""
     env_workers: int = 0
     """Processes that step the environments of all runs while they collect; 0: none but this one. The numbers are the
     same."""

@@ -282,6 +282,17 @@ def test_an_accelerator_leaves_acting_to_the_host(data, tmp_path, beside, monkey
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_the_hosts_programs_are_those_of_a_processor():
+    programs = Programs(iql.IQL, iql.Config(), 3, None, 2)
+    assert programs.on_host is programs
+    accelerated = Programs(iql.IQL, iql.Config(), 3, 3, 2)
+    accelerated.backend = "gpu"
+    host = accelerated.on_host
+    assert host is accelerated.on_host
+    assert (host.backend, host.width, host.rows, host.runs) == ("cpu", 1, 3, 3)
+    assert host.mesh.devices.tolist() == jax.devices()[:1]
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -504,6 +504,9 @@ def test_what_agents_keep_is_counted_in_the_phase_in_which_it_is_most(monkeypatc
     asked = Request(Run(num_seeds=4), config, {}), 1, 11, 3, prior
     told = "memory: agents of 1.0 GB (4 runs x twice 0.1 GB, most of it `imagined`), beside about 0.3 GB for programs"
     assert memory.check_memory(*asked, mopo.MOPO) == f"{told}; 1.5 GB are free"
+    beside = Request(Run(num_seeds=4, eval_async=True), config, {}), 1, 11, 3, prior
+    with pytest.raises(Refused, match=r"agents of 1.\d GB \(4 runs x three times 0.1 GB, most of it `imagined`\)"):
+        memory.check_memory(*beside, mopo.MOPO)
     more = Request(Run(num_seeds=8), config, {}), 1, 11, 3, prior
     assert memory.check_memory(*more) is None
     with pytest.raises(Refused, match=r"agents of [12].\d GB \(8 runs x twice 0.1 GB, most of it `imagined`\)"):
