@@ -69,6 +69,7 @@ from benchmarks.reporting.results import commit_of, file, publish, rows_of, writ
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
+from common.layers import Precision
 from common.machine import cores
 from common.programs import Learner, Programs, block_size
 from common.replay import Episode, Replay
@@ -123,6 +124,8 @@ class Throughput:
     """Files of ours."""
     runs: tuple[int, ...] = (1, 5)
     """Numbers of runs side by side."""
+    precision: Precision = "default"
+    """Of our updates; peers have their own."""
     devices: int | None = None
     """Devices to spread them over; default as in training."""
     hidden: tuple[int, ...] | None = None
@@ -273,7 +276,14 @@ def actions(rng: np.random.Generator, discrete: bool) -> np.ndarray:
 class Ours:
     """The jitted offline phase of some runs, on random data; the online phase of an algorithm that lives there."""
 
-    def __init__(self, algorithm: str, runs: int, hidden: tuple[int, ...] | None = None, devices: int | None = None):
+    def __init__(
+        self,
+        algorithm: str,
+        runs: int,
+        hidden: tuple[int, ...] | None = None,
+        devices: int | None = None,
+        precision: Precision = "default",
+    ):
         module, agent_class, values = OURS[algorithm]
         rng = np.random.default_rng(0)
         data = Dataset(
@@ -290,7 +300,7 @@ class Ours:
         if hidden is not None:
             actor = {"actor_hidden": hidden} if hasattr(config, "actor_hidden") else {}
             config = config.replace(hidden=hidden, **actor)
-        self.config, self.programs = config, Programs(agent_class, config, runs, None, devices)
+        self.config, self.programs = config, Programs(agent_class, config, runs, None, devices, precision)
         programs, seeds = self.programs, np.arange(runs, dtype=np.int32)
         self.seeds, self.prior = programs.place(seeds), programs.share(agent_class.prepare(config, data, task))
         example = jax.tree.map(lambda x: np.repeat(x[:1], runs, axis=0), data.batch(task))
@@ -402,7 +412,7 @@ def measure(asked: Throughput, algorithm: str) -> list[dict[str, Any]]:
     """One row per peer and number of runs."""
     found = asked.peers(algorithm).items()
     peers = {name: Peer(name, checkout, algorithm, asked.peer_python) for name, checkout in found}
-    ours = {runs: Ours(algorithm, runs, asked.hidden, asked.devices) for runs in asked.runs}
+    ours = {runs: Ours(algorithm, runs, asked.hidden, asked.devices, asked.precision) for runs in asked.runs}
     bare = Products(ours[asked.runs[0]].counts())
     timings: dict[str | int, list[float]] = {name: [] for name in (*peers, *ours)}
     alone, dense = [], []

@@ -15,6 +15,7 @@ import tyro
 
 from common import counts, helptext, tasks
 from common.errors import Refused
+from common.layers import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Run:
     """Continue the run in this directory from its newest checkpoint. Takes only --dataset beside it, for moved data."""
     width: int | None = None
     """Runs computed at once on each device. Default: all on an accelerator, 1 on a CPU."""
+    precision: Precision = "default"
+    """Of updates. default: matrix products as the device does them (TF32 on a recent NVIDIA GPU, float32 on a CPU);
+    float32: in full; bfloat16: they and the outputs of hidden layers in bfloat16, parameters in float32."""
     devices: int | None = None
     """Devices to spread the runs over. Default: all, on a CPU one per core, but no more than there are runs."""
     tensorboard: bool = False

@@ -21,7 +21,7 @@ from common.errors import EnvironmentFailed, Refused
 from common.experts import Expert
 from common.makers import ENDING
 from common.memory import check_memory
-from common.programs import count_devices, programs_of
+from common.programs import Programs, count_devices, programs_of
 from common.rehearsal import check_single, plays_several, rehearse, sharing
 from common.runs import RunDirectory, commit, device, versions
 from common.tasks import Task
@@ -77,9 +77,9 @@ def run(
     if told := check_memory(request, devices, *sizes, prior, agent_class):
         console.print(told, highlight=False, soft_wrap=True)
     shape = request.number_of_runs, request.run.width, request.run.devices
-    programs = programs_of(agent_class, request.config, *shape, prior)
+    programs = programs_of(agent_class, request.config, *shape, prior, request.run.precision)
     if directory is None:
-        told = agent_class, request, arguments, task, card, programs.mesh.size, bool(given_data), expert
+        told = agent_class, request, arguments, task, card, programs, bool(given_data), expert
         directory, saved = begin(*told)
     else:
         if card is not None:
@@ -190,7 +190,7 @@ def begin(
     arguments: Sequence[str],
     task: Task,
     card: Mapping[str, Any] | None,
-    devices: int,
+    programs: Programs,
     has_given_data: bool = False,
     expert: Expert | None = None,
 ) -> tuple[RunDirectory, dict[str, Any]]:
@@ -198,6 +198,8 @@ def begin(
     origin = origins.of(agent_class)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     folder = task.name.replace("/", "-").removesuffix(ENDING)
+    with programs.products():
+        matmul_precision = jax.config.jax_default_matmul_precision
     config = (
         {
             "algorithm": origin.name,
@@ -213,8 +215,8 @@ def begin(
             "versions": versions(),
             "commit": commit(),
             "device": device(),
-            "devices": devices,
-            "matmul_precision": jax.config.jax_default_matmul_precision,
+            "devices": programs.mesh.size,
+            "matmul_precision": matmul_precision,
         }
         | ({} if origin.session is None else {"session": origin.session})
         | ({"data_given": True} if has_given_data else {})

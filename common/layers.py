@@ -4,15 +4,33 @@ suit XLA's CPU compiler.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+Precision = Literal["default", "float32", "bfloat16"]
+"""Of an update. "default": matrix products as the device does them unless told otherwise, in TF32 on a recent NVIDIA
+GPU, in bfloat16 on a TPU, in float32 on a CPU. "float32": in float32 everywhere. "bfloat16": products of numbers
+rounded to bfloat16, summed in float32, and the outputs of hidden layers kept in bfloat16."""
+
+activations = jax.make_user_context(None)
+"""The type that inputs and outputs of hidden layers are rounded to where it is set; a part of what JAX compiles for."""
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, hidden: bool = False) -> jax.Array:
+    """`x @ kernel + bias`, [..., in] to [..., out]; of a `hidden` layer in the type of `activations`."""
+    if activations.value is not None:
+        x, kernel = x.astype(activations.value), kernel.astype(activations.value)
+        bias = bias.astype(activations.value) if hidden else bias
+    return _affine(x, kernel, bias)
+
 
 @jax.custom_vjp
-def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x @ kernel + bias`, [..., in] to [..., out]."""
-    return x @ kernel + bias
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """In the bias's type."""
+    return jnp.matmul(x, kernel, preferred_element_type=bias.dtype) + bias
 
 
 def _transposed(rows: jax.Array) -> jax.Array:
@@ -24,11 +42,13 @@ def _transposed(rows: jax.Array) -> jax.Array:
 
 def _affine_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, ...]:
     x, kernel = saved
+    on_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+    gradient = gradient.astype(x.dtype)
     rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ kernel.T, _transposed(rows) @ out, out.sum(0)
+    return gradient @ kernel.T, _transposed(rows) @ out, on_bias
 
 
-affine.defvjp(lambda x, kernel, bias: (affine(x, kernel, bias), (x, kernel)), _affine_backward)
+_affine.defvjp(lambda x, kernel, bias: (_affine(x, kernel, bias), (x, kernel)), _affine_backward)
 
 
 Layers = list[tuple[jax.Array, jax.Array]]
@@ -88,25 +108,26 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_vjp
 def normalised_relu(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """ReLU of the LayerNorm of the last axis. Its gradient, derived by hand, takes fewer passes over memory."""
-    mean, inverse = _moments(x)
-    return nn.relu((x - mean) * inverse * scale + bias)
+    """ReLU of the LayerNorm of the last axis, in the type of `x` but computed in that of `scale`. Its gradient, derived
+    by hand, takes fewer passes over memory."""
+    return _normalised_relu_forward(x, scale, bias)[0]
 
 
 def _normalised_relu_forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple]:
-    mean, inverse = _moments(x)
-    y = nn.relu((x - mean) * inverse * scale + bias)
+    wide = x.astype(scale.dtype)
+    mean, inverse = _moments(wide)
+    y = nn.relu((wide - mean) * inverse * scale + bias).astype(x.dtype)
     return y, (x, mean, inverse, scale, y)
 
 
 def _normalised_relu_backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
     x, mean, inverse, scale, y = saved
     leading = tuple(range(x.ndim - 1))
-    normal = (x - mean) * inverse
-    gradient = jnp.where(y > 0, gradient, 0.0)
+    normal = (x.astype(scale.dtype) - mean) * inverse
+    gradient = jnp.where(y > 0, gradient, 0.0).astype(scale.dtype)
     inner = gradient * scale
     centred = inner - inner.mean(-1, keepdims=True) - normal * (inner * normal).mean(-1, keepdims=True)
-    return inverse * centred, (gradient * normal).sum(leading), gradient.sum(leading)
+    return (inverse * centred).astype(x.dtype), (gradient * normal).sum(leading), gradient.sum(leading)
 
 
 normalised_relu.defvjp(_normalised_relu_forward, _normalised_relu_backward)

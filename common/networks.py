@@ -26,6 +26,8 @@ class Dense(nn.Module):
     """Kernel and bias begin uniform in +-bound instead."""
     first_bias: float | None = None
     """The bias begins as this number, and the kernel as PyTorch's, uniform in +-1 / sqrt(in), instead."""
+    hidden: bool = False
+    """See `layers.affine`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -36,7 +38,7 @@ class Dense(nn.Module):
         elif self.first_bias is not None:
             of_kernel, of_bias = within(x.shape[-1] ** -0.5), nn.initializers.constant(self.first_bias)
         kernel = self.param("kernel", of_kernel, (x.shape[-1], self.features))
-        return affine(x, kernel, self.param("bias", of_bias, (self.features,)))
+        return affine(x, kernel, self.param("bias", of_bias, (self.features,)), self.hidden)
 
 
 def within(bound: float) -> nn.initializers.Initializer:
@@ -67,12 +69,12 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., hidden[-1]]."""
         for width in self.hidden:
-            x = Dense(width, first_bias=0.1 if self.relu_first else None)(x)
+            x = Dense(width, first_bias=0.1 if self.relu_first else None, hidden=True)(x)
             x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
             if not self.layer_norm:
                 x = nn.relu(x)
             else:
-                x = nn.LayerNorm()(nn.relu(x)) if self.relu_first else LayerNormReLU()(x)
+                x = nn.LayerNorm(dtype=x.dtype)(nn.relu(x)) if self.relu_first else LayerNormReLU()(x)
         return x
 
 

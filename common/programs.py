@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from common.agent import Metrics
 from common.distributions import one_hot_argmax
 from common.errors import Refused
+from common.layers import Precision, activations
 from common.replay import Batch, Episode, Replay
 
 STATIC = ("phase", "block", "grouped")
@@ -115,7 +117,8 @@ class Program:
                 out_specs=PartitionSpec("runs"),
                 check_vma=False,
             )
-            return on_each_device(*moving.values())
+            with programs.products():
+                return on_each_device(*moving.values())
 
         static = [number for number, name in enumerate(self.names) if name in STATIC]
         self.jitted = jax.jit(spread, static_argnums=static, donate_argnums=0 if donates else ())
@@ -167,6 +170,9 @@ class Programs:
     `runs` entries, and host arrays `runs`. At width 1 the entries beyond the runs are zeros that nothing is computed
     for, so that the last runs have the whole CPU; else they repeat the last run.
 
+    With the `precision` "bfloat16" only updates are computed in it: actions are those of the parameters, whose type
+    stays what it is.
+
     The methods with an underscore are what is computed, for the runs on one device; the programs of the same names,
     which `__init__` makes of them, are what is called.
     """
@@ -178,6 +184,7 @@ class Programs:
         runs: int,
         width: int | None,
         devices: int | None,
+        precision: Precision = "default",
         among: Sequence[jax.Device] | None = None,
     ):
         """For so many of the devices that there are, or, if these are not meant, `among` others."""
@@ -187,7 +194,7 @@ class Programs:
         own = (among or jax.devices())[:count]
         self.mesh = jax.make_mesh((count,), ("runs",), (AxisType.Auto,), devices=own)
         self.width = width or (1 if self.backend == "cpu" else self.rows // count)
-        self.agent_class, self.config = agent_class, config
+        self.agent_class, self.config, self.precision = agent_class, config, precision
         self.order = [phase for phase, _ in config.phases]
 
         self.create = Program(self, self._create)
@@ -206,7 +213,8 @@ class Programs:
         """Those of the host's CPU, which an accelerator does not wait for; these themselves without an accelerator."""
         if self.backend == "cpu":
             return self
-        return Programs(self.agent_class, self.config, self.runs, None, 1, jax.devices("cpu"))
+        among = jax.devices("cpu")
+        return Programs(self.agent_class, self.config, self.runs, None, 1, self.precision, among)
 
     def _create(self, config: Any, seeds: jax.Array, example: Batch, prior: Any) -> Any:
         """Fresh agents, for transitions shaped like `example` [runs, ...]."""
@@ -264,7 +272,8 @@ class Programs:
 
         def improve(agent: Any, seed: jax.Array, batches: Batch, observation: jax.Array) -> tuple:
             _, key = jax.random.split(run_key(seed, LEARN, step))
-            agent, metrics = agent.update(batches, key, step)
+            with self.rounding():
+                agent, metrics = agent.update(batches, key, step)
             return agent, agent.explore(observation, run_key(seed, EXPLORE, step)), metrics
 
         def sample(agent: Any, seed: jax.Array, experience: Replay) -> Batch:
@@ -292,7 +301,8 @@ class Programs:
         """Up to `most` of the updates that each run owes, and the metrics of each, [runs, MOST_STEPS]."""
 
         def one_run(agent: Any, seed: jax.Array, experience: Replay) -> tuple[Any, Metrics]:
-            return agent.study(experience, prior, run_key(seed, LEARN), most, MOST_STEPS)
+            with self.rounding():
+                return agent.study(experience, prior, run_key(seed, LEARN), most, MOST_STEPS)
 
         agent, metrics = self.over_runs(one_run)(learner.agent, seeds, learner.experience)
         return learner.replace(agent=agent), metrics
@@ -321,7 +331,8 @@ class Programs:
             def one_block(number: jax.Array, agent: Any) -> tuple[Any, Metrics]:
                 numbers = first + 1 + number * block + jnp.arange(block)
                 keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-                return agent.update_offline(keys, numbers, prior, grouped)
+                with self.rounding():
+                    return agent.update_offline(keys, numbers, prior, grouped)
 
             def step(number: jax.Array, learnt: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
                 agent, metrics = one_block(number, learnt[0])
@@ -373,6 +384,14 @@ class Programs:
     def _insert(self, learner: Learner, transition: Batch, episode: Episode) -> Learner:
         experience = jax.vmap(Replay.insert)(learner.experience, transition)
         return Learner(jax.vmap(self.agent_class.after_episode)(learner.agent, episode, experience), experience)
+
+    def products(self) -> contextlib.AbstractContextManager:
+        """In which programs are traced, so that matrix products have the precision asked for."""
+        return jax.default_matmul_precision("highest") if self.precision == "float32" else contextlib.nullcontext()
+
+    def rounding(self) -> contextlib.AbstractContextManager:
+        """In which updates are traced, so that their layers have the precision asked for."""
+        return activations("bfloat16" if self.precision == "bfloat16" else None)
 
     def over_runs(self, function: Callable) -> Callable:
         """`function` of one run, made a function of the runs on one device."""
@@ -428,7 +447,13 @@ _kept: dict[Any, Programs] = {}
 
 
 def programs_of(
-    agent_class: type, config: Any, runs: int, width: int | None, devices: int | None, prior: Any
+    agent_class: type,
+    config: Any,
+    runs: int,
+    width: int | None,
+    devices: int | None,
+    prior: Any,
+    precision: Precision = "default",
 ) -> Programs:
     """Programs for prior data shaped like `prior`: those of an earlier command in this process, if they are the same.
 
@@ -436,9 +461,9 @@ def programs_of(
     """
     leaves, structure = jax.tree.flatten(prior)
     shapes = structure, tuple(map(jax.typeof, leaves))
-    asked = agent_class, jax.tree.structure(config), runs, width, count_devices(runs, devices)
+    asked = agent_class, jax.tree.structure(config), runs, width, count_devices(runs, devices), precision
     key = *asked, shapes, jax.config.jax_default_matmul_precision
-    _kept[key] = found = _kept.pop(key, None) or Programs(agent_class, config, runs, width, devices)
+    _kept[key] = found = _kept.pop(key, None) or Programs(agent_class, config, runs, width, devices, precision)
     if len(_kept) > KEPT:
         del _kept[next(iter(_kept))]
     return found

@@ -2,8 +2,8 @@
 
 Compiling is most of what tests cost. What one has compiled is kept for all others, also in other processes, until the
 last has ended (or for the next time, in the folder that JAX_COMPILATION_CACHE_DIR names); and it is compiled without
-XLA's expensive passes, and by its older and faster emitter where it has one, but for tests marked `optimised`: those of
-what must hold, to the last bit, for the programs that users run.
+XLA's expensive passes, in one piece, and by its older and faster emitter where it has one, but for tests marked
+`optimised`: those of what must hold, to the last bit, for the programs that users run.
 
 What is dear and much the same for every algorithm is shown of some, and of the others with `--every`.
 
@@ -28,10 +28,10 @@ jax.devices()
 os.environ["D4RL_DATASET_DIR"] = os.devnull + "/d4rl"
 os.environ["D4RL_REMOTE"] = "http://127.0.0.1:9"
 
-OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
-"""An option that jax 0.12 does not have any more."""
+QUICK = {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_fusion_emitters": False}
+"""Options of XLA, of which jax 0.12 does not have the second any more."""
 CACHE = pytest.StashKey[str]()
-OLDER = pytest.StashKey[str]()
+QUICKLY = pytest.StashKey[str]()
 FLAGS = os.environ.get("XLA_FLAGS", "")
 
 
@@ -56,22 +56,26 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config.stash[OLDER] = ""
-    try:
-        jax.jit(lambda: 0, compiler_options=OLDER_EMITTER)()
-    except jax.errors.JaxRuntimeError:
-        return
-    config.stash[OLDER] = " ".join(f"--{name}={str(value).lower()}" for name, value in OLDER_EMITTER.items())
+    known = {name: value for name, value in QUICK.items() if is_known(name, value)}
+    config.stash[QUICKLY] = " ".join(f"--{name}={str(value).lower()}" for name, value in known.items())
     # JAX has options for one function or for a whole process; needed are some for all functions of some tests.
-    compiler.get_compile_options = with_older_emitter(compiler.get_compile_options)
+    compiler.get_compile_options = with_options(compiler.get_compile_options, known)
 
 
-def with_older_emitter(options_of):
+def is_known(name, value):
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def with_options(options_of, more):
     @functools.wraps(options_of)
     def options(*arguments, **keywords):
         found = options_of(*arguments, **keywords)
         if found.executable_build_options.debug_options.xla_backend_optimization_level == 0:
-            found.env_option_overrides = [*found.env_option_overrides, *OLDER_EMITTER.items()]
+            found.env_option_overrides = [*found.env_option_overrides, *more.items()]
         return found
 
     return options
@@ -86,7 +90,7 @@ def pytest_unconfigure(config):
 def pytest_runtest_protocol(item, nextitem):
     jax.config.update("jax_disable_most_optimizations", not optimised(item))
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimised(item) else "1"  # of commands that tests start
-    os.environ["XLA_FLAGS"] = FLAGS if optimised(item) else f"{FLAGS} {item.config.stash[OLDER]}".strip()
+    os.environ["XLA_FLAGS"] = FLAGS if optimised(item) else f"{FLAGS} {item.config.stash[QUICKLY]}".strip()
     result = yield
     if nextitem is None or (nextitem.path, optimised(nextitem)) != (item.path, optimised(item)):
         programs.forget()

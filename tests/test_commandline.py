@@ -55,6 +55,16 @@ def test_counts_of_every_kind_may_have_an_exponent():
     assert isinstance(parse("--preset", "short").config.offline_steps, int)
 
 
+def test_a_grid_has_a_run_for_every_pair_of_its_values_and_every_seed():
+    request = parse(*"--grid.discount 0.9 0.99 --grid.learning-rate 1e-3 3e-4 --num-seeds 5".split())
+    assert request.points() == [
+        {"learning_rate": 1e-3, "discount": 0.9}, {"learning_rate": 1e-3, "discount": 0.99},
+        {"learning_rate": 3e-4, "discount": 0.9}, {"learning_rate": 3e-4, "discount": 0.99},
+    ]  # fmt: skip
+    assert request.labels()[1] == "learning_rate=0.001, discount=0.99"
+    assert request.number_of_runs == 20
+
+
 @pytest.mark.parametrize(
     "arguments", [("--offline-steps", "1.5"), ("--eval-every", "1e-1"), ("--eval-workers", "0.5"), ("--width", "two")]
 )

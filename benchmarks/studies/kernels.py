@@ -31,6 +31,7 @@ from benchmarks.throughput import CAPACITY, OBSERVATION, ONLINE, OURS, TASK, UPD
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
+from common.layers import Precision
 from common.programs import Learner, Programs, block_size
 from common.replay import Episode, Replay
 
@@ -66,6 +67,8 @@ class Kernels:
     """Files of ours."""
     runs: tuple[int, ...] = (1, 10)
     """Numbers of runs side by side."""
+    precision: Precision = "default"
+    """As `--precision` of a run."""
     name: str = "h100"
     """Of the files in benchmarks/results, after "kernels_"."""
 
@@ -177,13 +180,13 @@ def topology() -> Any:
         ) from error
 
 
-def compiled(algorithm: str, runs: int, device: Any) -> tuple[str, int]:
+def compiled(algorithm: str, runs: int, device: Any, precision: Precision = "default") -> tuple[str, int]:
     """The program of an algorithm's updates on a card, as XLA prints it, and how many gradient steps one block or
     environment step has."""
     module, agent_class, values = OURS[algorithm]
     config, task, online = module.Config(**values), tasks.find(TASK), algorithm in ONLINE
     with mock.patch.object(jax, "default_backend", return_value="gpu"):  # what our own code asks
-        programs = Programs(agent_class, config, runs, None, 1)
+        programs = Programs(agent_class, config, runs, None, 1, precision)
         programs.mesh = Mesh(np.array([device]), ("runs",), axis_types=(AxisType.Auto,))
 
         def there(tree: Any, *axes: str) -> Any:
@@ -233,7 +236,7 @@ def main(asked: Kernels) -> None:
     console, rows = Console(width=200), []
     for algorithm in asked.algorithms:
         for runs in asked.runs:
-            text, steps = compiled(algorithm, runs, device)
+            text, steps = compiled(algorithm, runs, device, asked.precision)
             found = count(instructions(text))
             row = {"algorithm": algorithm, "runs": runs, "gradient_steps": steps}
             row |= {"kernels": found.kernels / steps, "megabytes": found.bytes / steps / 1e6}
