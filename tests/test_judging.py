@@ -262,7 +262,7 @@ def test_an_accelerator_leaves_acting_to_the_host(data, tmp_path, beside, monkey
     """The second device stands for the host's, which has programs of its own."""
 
     def on_host(self):
-        return Programs(self.agent_class, self.config, self.runs, None, 1, jax.devices()[1:])
+        return Programs(self.agent_class, self.config, self.runs, None, 1, among=jax.devices()[1:])
 
     acting = functools.cached_property(on_host)
     acting.__set_name__(Programs, "on_host")

@@ -17,6 +17,7 @@ from served import serving
 from algorithms import bc
 from common import commandline, launch, resuming
 from common.errors import Refused
+from common.programs import Programs
 from common.runs import RunDirectory
 
 FOLDER = RunDirectory(Path("runs/x"), "1")
@@ -89,7 +90,8 @@ def begun(tmp_path, monkeypatch):
         request = commandline.parse(arguments, "bc", "", bc.Config, bc.PRESETS)
         path = out if out.is_absolute() else where / out
         monkeypatch.chdir(where)
-        launch.begin(bc.BC, request, arguments, launch.tasks.find("InvertedPendulum-v5"), None, 1)
+        programs = Programs(bc.BC, request.config, 1, None, 1)
+        launch.begin(bc.BC, request, arguments, launch.tasks.find("InvertedPendulum-v5"), None, programs)
         config = path / "config.json"
         saved = json.loads(config.read_text()) | {"dataset": {"source": "npz:data.npz", "fingerprint": "f"}}
         saved["began_in"] = began
