@@ -21,9 +21,10 @@ from common.errors import EnvironmentFailed, Refused
 from common.experts import Expert
 from common.makers import ENDING
 from common.memory import check_memory
-from common.programs import Programs, count_devices, programs_of
+from common.programs import Programs, programs_of
 from common.rehearsal import check_single, plays_several, rehearse, sharing
 from common.runs import RunDirectory, commit, device, versions
+from common.spreading import count_devices
 from common.tasks import Task
 from common.terminal import making
 from common.trackers import Trackers

@@ -27,11 +27,12 @@ from common.means import Means, first_not_finite, known
 from common.pacing import Pace, StepTimes
 from common.players import playable
 from common.policyfiles import PolicyFiles
-from common.programs import MOST_STEPS, Learner, Program, Programs, block_size, most_blocks
+from common.programs import MOST_STEPS, Learner, Programs, block_size, most_blocks
 from common.progress import Progress
 from common.replay import Episode, Replay, blank
 from common.reporting import SHOWN_EVERY, Reporter
 from common.runs import RunDirectory
+from common.spreading import Program
 from common.stops import Stopped, Watch
 from common.tasks import Task
 

@@ -16,8 +16,8 @@ from test_agent import MODULES, some
 from common import command, play, recipes, reporting, tasks, training
 from common.errors import Refused
 from common.library import load
-from common.programs import Program
 from common.recipes import locomotion
+from common.spreading import Program
 
 COMMON = (
     "--env hopper-medium --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "

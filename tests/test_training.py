@@ -25,10 +25,10 @@ from common.collection import Collector
 from common.commandline import Request, Run
 from common.errors import Refused
 from common.players import playable
-from common.programs import Program
 from common.progress import Progress
 from common.reporting import Reporter
 from common.runs import RunDirectory, Table
+from common.spreading import Program
 
 
 @pytest.fixture(scope="module")
