@@ -15,12 +15,14 @@ import gc
 import os
 import shutil
 import tempfile
+import threading
 
 import jax
 import pytest
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
-from common import programs
+from common import programs, reporting
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
@@ -33,6 +35,8 @@ QUICK = {"xla_cpu_parallel_codegen_split_count": 1, "xla_cpu_use_fusion_emitters
 CACHE = pytest.StashKey[str]()
 QUICKLY = pytest.StashKey[str]()
 FLAGS = os.environ.get("XLA_FLAGS", "")
+CONTEXTS = threading.local()
+"""Of MLIR: making one takes longer than lowering what most tests compile, an operation by itself."""
 
 
 def pytest_addoption(parser):
@@ -60,6 +64,8 @@ def pytest_configure(config):
     config.stash[QUICKLY] = " ".join(f"--{name}={str(value).lower()}" for name, value in known.items())
     # JAX has options for one function or for a whole process; needed are some for all functions of some tests.
     compiler.get_compile_options = with_options(compiler.get_compile_options, known)
+    mlir.make_ir_context = kept(mlir.make_ir_context)
+    reporting.draw_curve = at_first(reporting.draw_curve)
 
 
 def is_known(name, value):
@@ -81,6 +87,29 @@ def with_options(options_of, more):
     return options
 
 
+def kept(make):
+    """Makes a context for each thread, and keeps it until the tests of another file begin."""
+
+    @functools.wraps(make)
+    def context():
+        if not hasattr(CONTEXTS, "made"):
+            CONTEXTS.made = make()
+        return CONTEXTS.made
+
+    return context
+
+
+def at_first(draw):
+    """Draws what has not been drawn yet: a picture anew at every evaluation took a tenth of most small runs."""
+
+    @functools.wraps(draw)
+    def drawing(directory, *arguments):
+        if not (directory.path / "curve.png").exists():
+            draw(directory, *arguments)
+
+    return drawing
+
+
 def pytest_unconfigure(config):
     if CACHE in config.stash:
         shutil.rmtree(config.stash[CACHE], ignore_errors=True)
@@ -96,6 +125,7 @@ def pytest_runtest_protocol(item, nextitem):
         programs.forget()
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()  # or all files' programs are in memory at the end
+        CONTEXTS.__dict__.clear()
     return result
 
 

@@ -16,7 +16,7 @@ from common import command
 from common.agent import Agent
 
 SMALL = (
-    "--env InvertedPendulum-v5 --hidden 8 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
+    "--env InvertedPendulum-v5 --hidden 8 --ensemble 3 --utd 2 --batch-size 16 --start-training 60 "
     "--steps 180 --eval-every 90 --eval-episodes 3 --log-every 30"
 ).split()
 FILE = Path(command.__file__).parents[1] / "algorithms" / "rlpd.py"

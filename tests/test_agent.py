@@ -33,7 +33,7 @@ def some(*shown: str, of: Iterable[str] = MODULES) -> list:
 
 
 SMALL = {
-    "hidden": (8, 8), "actor_hidden": (8, 8), "vae_hidden": (8, 8), "batch_size": 6, "ensemble": 3, "utd": 4,
+    "hidden": (8,), "actor_hidden": (8,), "vae_hidden": (8,), "batch_size": 6, "ensemble": 3, "utd": 4,
     "model_hidden": (8,), "model_weight_decay": (1e-5, 1e-4), "model_batch_size": 6, "rollout_batch": 7,
     "embedding": 8, "context": 4, "layers": 1,
 }  # fmt: skip

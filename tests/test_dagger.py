@@ -252,7 +252,7 @@ def test_more_labels_per_step_than_there_can_be_are_refused():
 # ---------------------------------------------------------------- whole runs
 
 PENDULUM = (
-    "--env InvertedPendulum-v5 --hidden 8 8 --round-steps 30 --round-episodes 2 --batch-size 8 --epochs 2 "
+    "--env InvertedPendulum-v5 --hidden 8 --round-steps 30 --round-episodes 2 --batch-size 8 --epochs 2 "
     "--linear-rounds 3 --steps 200 --eval-every 100 --eval-episodes 2 --log-every 50"
 ).split()
 
@@ -315,7 +315,7 @@ def test_what_was_labelled_is_data_that_others_read(whole, tmp_path):
     np.testing.assert_array_equal(data.next_observation, own["next_observations"])
     np.testing.assert_array_equal(data.terminated, own["terminals"])
     assert data.truncated.tolist() == [False] * 199 + [not own["terminals"][-1]]
-    flags = "--env InvertedPendulum-v5 --hidden 8 8 --batch-size 8 --offline-steps 5 --eval-every 5 --eval-episodes 1"
+    flags = "--env InvertedPendulum-v5 --hidden 8 --batch-size 8 --offline-steps 5 --eval-every 5 --eval-episodes 1"
     assert serving(bc)(*flags.split(), "--dataset", path, "--out", tmp_path / "bc")[0] == 0
     # And as demonstrations to begin from.
     more = ["--expert", whole / "policies" / "0.npz", "--dataset", path, "--offline-steps", 5]

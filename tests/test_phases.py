@@ -20,7 +20,7 @@ from common.recipes import locomotion
 from common.spreading import Program
 
 COMMON = (
-    "--env hopper-medium --hidden 8 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
+    "--env hopper-medium --hidden 8 --batch-size 16 --offline-steps 20 --log-every 5 --eval-every 10 "
     "--eval-episodes 2 --checkpoint-every 5"
 ).split()
 HORIZON = 25
@@ -226,7 +226,7 @@ def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name
 )  # fmt: skip
 def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, flags, stops):
     """In the middle of each phase; evaluations draw their candidates anew, and the same."""
-    arguments = (*COMMON, "--vae-hidden", 8, 8, *flags)
+    arguments = (*COMMON, "--vae-hidden", 8, *flags)
     serve(name, *arguments, "--out", tmp_path / "whole")
     said = interrupted(monkeypatch, tmp_path / "run", tuple(stops), name, *arguments)
     assert all(f"resuming in {where}" in said for where in stops.values())
@@ -242,7 +242,7 @@ def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, 
     sessions, train = [], training.Session.train
     monkeypatch.setattr(training.Session, "train", lambda self: (sessions.append(self), train(self))[1])
     layers = {"brac": "--actor-hidden", "fisher_brc": "--cloning-hidden"}[name]
-    arguments = (*COMMON, layers, 8, 8, "--cloning-steps", 10)
+    arguments = (*COMMON, layers, 8, "--cloning-steps", 10)
     serve(name, *arguments, "--out", tmp_path / "whole")
     rows, evaluations = (table(tmp_path / "whole" / file) for file in ("metrics.csv", "eval.csv"))
     assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4
@@ -290,11 +290,11 @@ def test_returns_of_episodes_survive_a_stop(tmp_path, monkeypatch):
     assert [r["phase"] for r in rows] == ["cloning"] * 2 + ["offline"] * 4 + ["online"] * 7
 
 
+@pytest.mark.every
 @pytest.mark.optimised
-@pytest.mark.parametrize("name", ["td3_bc"])
-def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(name, tmp_path):
-    # At real widths, where the compiler has a choice; all other algorithms: test_compiled.py.
-    command = [name, *COMMON, "--hidden", 256, 256, "--batch-size", 256, "--eval-episodes", 12]
+def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(tmp_path):
+    """At real widths, where the compiler has a choice; updates alone, and of all algorithms: test_compiled.py."""
+    command = ["td3_bc", *COMMON, "--hidden", 256, 256, "--batch-size", 256, "--eval-episodes", 12]
     serve(*command, "--num-seeds", 3, "--devices", 1, "--out", tmp_path / "group")
     serve(*command, "--seed", 1, "--out", tmp_path / "alone")
     for file in ("metrics.csv", "eval.csv"):
@@ -313,7 +313,7 @@ def test_minibatches_of_consecutive_steps_differ(tmp_path, monkeypatch):
 def test_every_number_stands_in_its_own_column_whatever_the_phase(tmp_path, monkeypatch):
     """EDAC's phases have different metrics. Stopped in the middle of the phase that learns soft returns, which were
     computed when it began, and after the next has begun, it leaves the same table."""
-    command = [*COMMON, "--pretrain-steps", 20, "--online-steps", 10, "--layer-norm"]
+    command = [*COMMON, "--pretrain-steps", 20, "--ensemble", 3, "--layer-norm"]
     serve("edac", *command, "--out", tmp_path / "whole")
     rows = table(tmp_path / "whole" / "metrics.csv")
     names = {
