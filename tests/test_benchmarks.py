@@ -24,6 +24,8 @@ from rich.console import Console
 
 from algorithms import bc
 from benchmarks import report, scaling, throughput
+from benchmarks.measuring import ceilings, instructions
+from benchmarks.measuring import timed as updates
 from benchmarks.reporting import results
 from benchmarks.reporting.page import costs, rate
 from benchmarks.studies import alarm, antmaze_data, collection, evaluations, fuzz, kill, lengths, official, two_ways
@@ -70,13 +72,14 @@ def test_an_environment_of_ones_own_is_a_task():
 @pytest.fixture
 def small(monkeypatch):
     """Throughput's algorithms, in small, compiled for an instant's use."""
-    monkeypatch.setattr(throughput, "DENSE", throughput.Product((64, 64), (64, 64), throughput.DENSE.dimensions))
-    monkeypatch.setattr(throughput, "ROWS", 2000)
-    monkeypatch.setattr(throughput, "CAPACITY", 20)
-    for algorithm, (module, agent_class, values) in throughput.OURS.items():
-        utd = {"utd": 3} if algorithm in throughput.ONLINE else {}
-        monkeypatch.setitem(throughput.UPDATES, algorithm, 3)
-        monkeypatch.setitem(throughput.OURS, algorithm, (module, agent_class, values | {"hidden": (8, 8)} | utd))
+    monkeypatch.setattr(ceilings, "DENSE", ceilings.Product((64, 64), (64, 64), ceilings.DENSE.dimensions))
+    monkeypatch.setattr(ceilings, "COPIED", 100)
+    monkeypatch.setattr(updates, "ROWS", 2000)
+    monkeypatch.setattr(updates, "CAPACITY", 20)
+    for algorithm, (module, agent_class, values) in updates.OURS.items():
+        utd = {"utd": 3} if algorithm in updates.ONLINE else {}
+        monkeypatch.setitem(updates.UPDATES, algorithm, 3)
+        monkeypatch.setitem(updates.OURS, algorithm, (module, agent_class, values | {"hidden": (8, 8)} | utd))
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -87,14 +90,17 @@ def small(monkeypatch):
 def test_updates_are_timed_per_run(algorithm, small, monkeypatch):
     """By a clock that goes six seconds forward whenever it is looked at: three updates of two runs have taken six."""
     clock = itertools.count(0, 6)
-    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    timed = throughput.Ours(algorithm, 2, hidden=(8,))
+    monkeypatch.setattr(updates, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    timed = updates.Ours(algorithm, 2, hidden=(8,))
     assert timed.first_calls == 6 + 12  # compiling, then twice three updates of two runs
     assert timed.timing() == 1
     assert timed.done == 9
     leaf = timed.learner.agent.policy if algorithm == "bc" else timed.learner.agent.critic
     assert np.asarray(leaf.opt_state.count).tolist() == [9, 9]
     assert timed.memory() > 2000 * 4 * 17  # the data's observations alone
+    # Of the layers between observations and actions alone, parameters and moments, in and out.
+    assert timed.started().bytes > 2 * (3 + 2) * 4 * (17 * 8 + 8 * 6)
+    assert timed.started().kernels > 3
 
 
 def test_ratios_are_our_rate_over_theirs(monkeypatch):
@@ -103,14 +109,16 @@ def test_ratios_are_our_rate_over_theirs(monkeypatch):
     def stub(*seconds):
         remaining = iter(seconds)
         return types.SimpleNamespace(
-            timing=lambda: next(remaining), first_calls=0.0, memory=lambda: None, counts=Counter, close=lambda: None
-        )
+            timing=lambda: next(remaining), first_calls=0.0, memory=lambda: None, counts=Counter, close=lambda: None,
+            started=lambda: instructions.Count(7, 1.5e6),
+        )  # fmt: skip
 
     ours = {1: stub(3.0, 3.0, 30.0), 5: stub(2.0, 2.0, 20.0)}
     monkeypatch.setattr(throughput, "Peer", lambda *_: stub(6.0, 6.0, 6.0))
     monkeypatch.setattr(throughput, "Ours", lambda algorithm, runs, *_: ours[runs])
     products = types.SimpleNamespace(flops=5e6, alone=lambda: 1.0, at_dense_rate=lambda: 0.6)
     monkeypatch.setattr(throughput, "Products", lambda counts: products)
+    monkeypatch.setattr(throughput, "Copy", lambda: types.SimpleNamespace(seconds_per_byte=lambda: 1e-6))
     asked = throughput.Throughput(("bc",), runs=(1, 5), rounds=3, corl=Path("corl"))
     theirs, one, five = throughput.measure(asked, "bc")
     assert [(row["whose"], row["runs"]) for row in (theirs, one, five)] == [("corl", 1), ("ours", 1), ("ours", 5)]
@@ -119,12 +127,15 @@ def test_ratios_are_our_rate_over_theirs(monkeypatch):
     assert [row["ms_per_update_max"] for row in (theirs, one, five)] == [6e3, 3e4, 2e4]
     assert [row["of_products_alone"] for row in (theirs, one, five)] == [1 / 6, 1 / 3, 1 / 2]
     np.testing.assert_allclose([row["of_dense_rate"] for row in (theirs, one, five)], [0.1, 0.2, 0.3])
+    # 1.5 MB take 1.5 seconds to copy; an update of five runs takes five times 2.
+    np.testing.assert_allclose([row["of_copy_rate"] for row in (one, five)], [0.5, 0.15])
+    assert [(row["kernels"], row["megabytes_moved"]) for row in (theirs, five)] == [(None, None), (7, 1.5)]
 
 
 def test_a_peer_that_ends_while_it_is_timed_is_told(tmp_path):
     (tmp_path / "python").write_text("#!/bin/sh\necho 1.5\n")
     (tmp_path / "python").chmod(0o755)
-    peer = throughput.Peer("jax_corl", tmp_path, "iql", str(tmp_path / "python"))
+    peer = updates.Peer("jax_corl", tmp_path, "iql", str(tmp_path / "python"))
     assert peer.first_calls == 1.5
     peer.process.wait()
     with pytest.raises(Refused, match=r"--jax-corl .*: its iql does not run under"):
@@ -135,11 +146,9 @@ def flops(counts) -> float:
     return sum(product.flops() * count for product, count in counts.items())
 
 
-def test_matrix_products_are_counted_as_by_hand(small, monkeypatch):
+def test_matrix_products_are_counted_as_by_hand(small):
     """Of the networks' layers: forward, input gradients, weight gradients; each 2 x 256 x in x out."""
-    monkeypatch.setattr(throughput.Ours, "compiled", lambda self: None)  # they are counted without an update
-    monkeypatch.setattr(throughput.Ours, "timing", lambda self: 0.0)
-    observation, action, n = throughput.OBSERVATION, throughput.ACTION, 2 * 256
+    observation, action, n = updates.OBSERVATION, updates.ACTION, 2 * 256
 
     def layers(*widths):
         return [n * a * b for a, b in itertools.pairwise(widths)]
@@ -147,16 +156,16 @@ def test_matrix_products_are_counted_as_by_hand(small, monkeypatch):
     actor, value = layers(observation, 8, 8, action), layers(observation, 8, 8, 1)
     critic = layers(observation + action, 8, 8, 1)
     # Cloning: forward, weight gradients, and input gradients of all but the first layer.
-    assert flops(throughput.Ours("bc", 1).counts()) == 3 * sum(actor) - actor[0]
+    assert flops(updates.Prepared("bc", 1).counts()) == 3 * sum(actor) - actor[0]
     # IQL's value of s is wanted before and after the value's step, that of s' after it; the two target critics once.
     learned = 3 * (sum(value) + 2 * sum(critic) + sum(actor)) - value[0] - 2 * critic[0] - actor[0]
-    assert flops(throughput.Ours("iql", 1).counts()) == learned + 2 * sum(value) + 2 * sum(critic)
+    assert flops(updates.Prepared("iql", 1).counts()) == learned + 2 * sum(value) + 2 * sum(critic)
     # RLPD: three critic steps (target: the policy and one critic; ten critics learn), then one of the policy, through
     # the ten critics to the action; the policy's last layer is twice as wide, for means and deviations.
     actor = layers(observation, 8, 8, 2 * action)
     step = sum(actor) + sum(critic) + 10 * (3 * sum(critic) - critic[0])
     last = 3 * sum(actor) - actor[0] + 10 * 2 * sum(critic)
-    np.testing.assert_allclose(flops(throughput.Ours("rlpd", 1).counts()), step + last / 3)
+    np.testing.assert_allclose(flops(updates.Prepared("rlpd", 1).counts()), step + last / 3)
 
 
 def test_what_is_not_needed_or_known_already_is_not_counted():
@@ -168,7 +177,7 @@ def test_what_is_not_needed_or_known_already_is_not_counted():
         rare = jax.lax.cond(x[0, 0] > 2, lambda: x @ x.T @ x, lambda: x)
         return x @ x + x @ x, jax.lax.scan(lambda carry, y: (carry @ y, None), x, many)[0], rare
 
-    counts = throughput.products(function, x, np.ones((5, 4, 4), np.float32), rarely=0.25)
+    counts = ceilings.products(function, x, np.ones((5, 4, 4), np.float32), rarely=0.25)
     assert flops(counts) == 2 * 4**3 * (1 + 5 + 2 * 0.25)
 
 
@@ -197,6 +206,7 @@ def test_a_table_of_throughput_has_ratios_and_a_ceiling(small, tmp_path, monkeyp
     assert (one["whose"], one["runs"], three["runs"], one["times_corl"]) == ("ours", "1", "3", "")
     assert float(one["of_products_alone"]) > 0
     assert float(one["of_dense_rate"]) > 0
+    assert float(three["of_copy_rate"]) > 0
     np.testing.assert_allclose(float(one["mflop_of_products"]), 2 * 256 * (3 * (17 * 16 + 16 * 6) - 17 * 16) / 1e6)
 
 

@@ -23,7 +23,7 @@ from common.replay import Episode, Replay
 pytestmark = pytest.mark.optimised
 
 
-@pytest.mark.parametrize("name", some("rlpd", "td3_bc", "decision_transformer"))
+@pytest.mark.parametrize("name", some("rlpd", "td3_bc"))
 def test_a_seed_learns_the_same_alone_in_a_group_and_uncompiled(name):
     """The first two to the last bit, at real widths, where the compiler has a choice."""
     kind = agent_of(MODULES[name])

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.studies.kernels import Count, count, few_rows, instructions, size
+from benchmarks.measuring.instructions import Count, count, instructions, size
+from benchmarks.studies.kernels import few_rows
 
 PROGRAM = """HloModule jit_f, entry_computation_layout={(f32[4,8]{1,0})->f32[4,8]{1,0}}
 

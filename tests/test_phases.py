@@ -171,7 +171,7 @@ def test_imitation_is_a_phase_of_exactly_its_steps(tmp_path, monkeypatch):
     assert table(tmp_path / "other" / "metrics.csv") == rows
 
 
-@pytest.mark.parametrize("policy", ["gmm", "flow"])
+@pytest.mark.parametrize("policy", some("flow", of=["gmm", "flow"]))
 def test_cloning_resumes(tmp_path, monkeypatch, policy):
     arguments = (*COMMON, "--policy", policy, "--num-seeds", 2)
     serve("bc", *arguments, "--out", tmp_path / "whole")
@@ -194,15 +194,20 @@ MODEL = (
     ("name", "flags", "at", "phases"),
     [
         ("awr", ("--value-steps", 3, "--actor-steps", 4), (10,), ["offline"] * 4),
-        ("awr", ("--preset", "marwil", "--value-steps", 3, "--actor-steps", 4), (5,), ["offline"] * 4),
+        pytest.param(
+            "awr", ("--preset", "marwil", "--value-steps", 3, "--actor-steps", 4), (5,), ["offline"] * 4,
+            marks=pytest.mark.every,
+        ),
         ("bail", ("--envelope-steps", 10, "--validate-every", 3), (5, 10, 20), ["envelope"] * 2 + ["offline"] * 4),
-        ("bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4),
+        pytest.param(
+            "bail", ("--envelope-steps", 0, "--validate-every", 3), (10,), ["offline"] * 4, marks=pytest.mark.every
+        ),
         ("mopo", MODEL, (5, 15), ["model"] * 2 + ["offline"] * 4),
         pytest.param(
             "combo", (*MODEL, "--actions", 2), (10, 20), ["model"] * 2 + ["offline"] * 4, marks=pytest.mark.every
         ),
     ],
-)
+)  # fmt: skip
 def test_what_was_learnt_of_all_data_survives_a_stop(tmp_path, monkeypatch, name, flags, at, phases):
     """Within an iteration and between validations, at the switch, and after it."""
     arguments = (*COMMON, *flags, "--num-seeds", 2)
@@ -236,7 +241,7 @@ def test_what_learns_from_proposed_actions_resumes(tmp_path, monkeypatch, name, 
     assert [row["phase"] for row in table(tmp_path / "run" / "metrics.csv")] == phases
 
 
-@pytest.mark.parametrize("name", ["brac", "fisher_brc"])
+@pytest.mark.parametrize("name", some("brac", of=["brac", "fisher_brc"]))
 def test_a_clone_is_learned_first_and_both_phases_resume(tmp_path, monkeypatch, name):
     """Stopped in the middle of either phase; the clone stands still in the second, and the rest in the first."""
     sessions, train = [], training.Session.train

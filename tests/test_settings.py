@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import throughput
+from benchmarks.measuring import timed
 from benchmarks.reporting import results
 from benchmarks.studies import settings
 from common.errors import Refused
@@ -19,8 +19,8 @@ def test_differences_are_in_units_of_the_largest_number():
 
 
 def test_a_process_answers_each_line_and_leaves_its_parameters(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "ROWS", 2000)
-    monkeypatch.setitem(throughput.UPDATES, "bc", 3)
+    monkeypatch.setattr(timed, "ROWS", 2000)
+    monkeypatch.setitem(timed.UPDATES, "bc", 3)
     asked = {"algorithm": "bc", "runs": 1, "hidden": [4], "parameters": str(tmp_path / "0.npz")}
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, (asked, "time", "end", "time")))))
     settings.answer()

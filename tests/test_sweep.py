@@ -139,9 +139,8 @@ def test_a_slurm_script_runs_each_open_job_once(tmp_path, monkeypatch, capsys):
     again = sweep.Sweep(suite, runs=runs, num_seeds=2, seed=5, launcher="slurm")
     assert sweep.main(again) == 0
     assert "--array=0" in head_of(capsys.readouterr().out)
-    other = runs / "tiny" / "pointmaze-umaze" / "TD3+BC"
-    other.mkdir(parents=True)
-    (other / "summary.json").write_text("{}")
+    subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment | {"SLURM_ARRAY_TASK_ID": "0"}, check=True)
+    capsys.readouterr()
     assert sweep.main(again) == 0
     assert capsys.readouterr().out == ""
     with pytest.raises(Refused, match="--only 2: tiny has the jobs 0 to 1"):
@@ -248,7 +247,7 @@ LISTED = '[[parts]]\ntasks = ["x"]\nvariants = '
             "part 1: variant 'cloning': names no algorithm; first comes one",
         ),
         (SUITE.replace("bc --policy", "bc '--policy"), "part 1: variant 'cloning': no closing quotation in"),
-        (SUITE.replace("8 8", "'8 8"), "tiny.toml: flags: no closing quotation in"),
+        (SUITE.replace("--hidden 8", "--hidden '8"), "tiny.toml: flags: no closing quotation in"),
         ("flags = ['--hidden 8']" + SUITE.replace("\nflags", "\n#"), "tiny.toml: flags must be one string, such as"),
         (LISTED + '["bc"]', "tiny.toml, part 1: variants must be a table headed [parts.variants]"),
         (LISTED + "{}", "part 1: variants must be a table"),

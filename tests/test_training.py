@@ -213,7 +213,7 @@ def test_what_has_diverged_is_said_once(tmp_path):
 
 
 def test_a_request_is_served_without_a_command_line(whole, tmp_path):
-    config = Config(hidden=(8, 8), ensemble=3, utd=2, batch_size=16, start_training=60, steps=180, offline_ratio=0.0)
+    config = Config(hidden=(8,), ensemble=3, utd=2, batch_size=16, start_training=60, steps=180, offline_ratio=0.0)
     asked = Run("InvertedPendulum-v5", num_seeds=2, eval_every=90, eval_episodes=3, log_every=30, out=tmp_path / "run")
     result = launch.run(RLPD, Request(asked, config, {}), [], Console(file=io.StringIO()))
     assert (result.folder, result.status) == (tmp_path / "run", 0)

@@ -4,18 +4,17 @@
 
 It needs `pip install -e '.[cuda12]'` and no GPU. With one run, an update on a GPU is bound by the number of its
 kernels, which take some microseconds however little they do; with many, by the bytes that they read and write. The
-programs are those that `benchmarks.throughput` times, of the same sizes, compiled ahead of time for an H100. What is
-fused with what is decided without trying; which kernel is best for a matrix product is not, so that products may be
-other kernels on the card. Rows go to benchmarks/results/kernels_NAME.{csv,json}.
+programs are those that `benchmarks.throughput` times, of the same sizes, compiled ahead of time for an H100; the memory
+that they hold, with replay buffers and a thousand rows of prior data, is told too. What is fused with what is decided
+without trying; which kernel is best for a matrix product is not, so that products may be other kernels on the card.
+Rows go to benchmarks/results/kernels_NAME.{csv,json}.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
@@ -26,8 +25,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+from benchmarks.measuring.instructions import count, instructions
+from benchmarks.measuring.timed import CAPACITY, OBSERVATION, ONLINE, OURS, TASK, UPDATES, actions, bytes_held
 from benchmarks.reporting.results import publish
-from benchmarks.throughput import CAPACITY, OBSERVATION, ONLINE, OURS, TASK, UPDATES, actions
 from common import tasks
 from common.datasets import Dataset
 from common.errors import Refused, exiting
@@ -50,14 +50,6 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 """What XLA has to know of the card: an SXM of 80 GB."""
 
-FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id",
-    "copy-done", "async-done",
-}  # fmt: skip
-"""Instructions of XLA that start nothing."""
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-"""Of one number."""
-
 
 @dataclass(frozen=True)
 class Kernels:
@@ -69,101 +61,10 @@ class Kernels:
     """Numbers of runs side by side."""
     precision: Precision = "default"
     """As `--precision` of a run."""
+    capacity: int = CAPACITY
+    """Rows of each run's replay buffer, where there is one."""
     name: str = "h100"
     """Of the files in benchmarks/results, after "kernels_"."""
-
-
-class Count(NamedTuple):
-    """What a part of a program does on the card."""
-
-    kernels: float = 0.0
-    """Kernels and copies started."""
-    bytes: float = 0.0
-    """Read and written by them, as if each read its operands as a whole."""
-
-    def plus(self, other: Count, times: float = 1.0) -> Count:
-        """This and the other so many times."""
-        return Count(self.kernels + times * other.kernels, self.bytes + times * other.bytes)
-
-
-# ---------------------------------------------------------------------- counting
-
-
-class Instruction(NamedTuple):
-    """One line of a compiled program."""
-
-    name: str
-    shape: str
-    operation: str
-    operands: list[str]
-    """Names."""
-    rest: str
-    """All that follows the operands."""
-
-
-def instructions(text: str) -> dict[str, list[Instruction]]:
-    """The computations of a compiled program as XLA prints it, by name; that of the program itself also as ENTRY."""
-    found: dict[str, list[Instruction]] = {}
-    inside: list[Instruction] | None = None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*-> .* \{$", line):
-            inside = found[head[2]] = []
-            if head[1]:
-                found["ENTRY"] = inside
-        elif line.startswith("}"):
-            inside = None
-        elif inside is not None and (parts := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)):
-            shape, rest = _shape_of(parts[2])
-            operation, rest = rest.split("(", 1)
-            operands, rest = rest.split(")", 1)
-            inside.append(Instruction(parts[1], shape, operation, re.findall(r"%([\w.\-]+)", operands), rest))
-    return found
-
-
-def _shape_of(text: str) -> tuple[str, str]:
-    """The shape that a line begins with, which may be a tuple, and the rest."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if letter == " " and not depth:
-            return text[:place], text[place + 1 :]
-    raise ValueError(f"no instruction: {text}")
-
-
-def size(shape: str) -> int:
-    """Bytes of an array, or of all arrays of a tuple: f32[10,256]{1,0}."""
-    arrays = re.findall(r"\b(\w+)\[([\d,]*)\]", re.sub(r"/\*.*?\*/|\{.*?\}", "", shape))
-    return sum(BYTES.get(kind, 4) * math.prod(int(n) for n in sizes.split(",") if n) for kind, sizes in arrays)
-
-
-def count(program: dict[str, list[Instruction]], name: str = "ENTRY", trips: float = 1.0) -> Count:
-    """What a computation does. A loop of a number of passes that is not known when it is compiled has `trips`."""
-    total, shapes = Count(), {}
-    for one in program[name]:
-        shapes[one.name] = one.shape
-        if one.operation == "while":
-            known = re.search(r"known_trip_count\D*(\d+)", one.rest)
-            body = count(program, _named(one.rest, "body"), trips)
-            total = total.plus(body, int(known[1]) if known else trips)
-        elif one.operation == "conditional":
-            branches = [count(program, branch, trips) for branch in _branches(one.rest)]
-            total = total.plus(max(branches))
-        elif one.operation in ("call", "async-start"):
-            total = total.plus(count(program, _named(one.rest, "to_apply|calls"), trips))
-        elif one.operation not in FREE:
-            moved = size(one.shape) + sum(size(shapes[operand]) for operand in one.operands)
-            total = total.plus(Count(1, moved))
-    return total
-
-
-def _named(rest: str, attribute: str) -> str:
-    return re.search(rf"(?:{attribute})=%?([\w.\-]+)", rest)[1]
-
-
-def _branches(rest: str) -> list[str]:
-    if several := re.search(r"branch_computations=\{([^}]*)\}", rest):
-        return [name.strip().lstrip("%") for name in several[1].split(",")]
-    return [_named(rest, "true_computation"), _named(rest, "false_computation")]
 
 
 # ---------------------------------------------------------------------- what is compiled
@@ -180,9 +81,13 @@ def topology() -> Any:
         ) from error
 
 
-def compiled(algorithm: str, runs: int, device: Any, precision: Precision = "default") -> tuple[str, int]:
-    """The program of an algorithm's updates on a card, as XLA prints it, and how many gradient steps one block or
-    environment step has."""
+def compiled(
+    algorithm: str, runs: int, device: Any, precision: Precision = "default", capacity: int = CAPACITY
+) -> tuple[jax.stages.Compiled, int]:
+    """The program of an algorithm's updates on a card, and how many gradient steps one block or environment step has.
+
+    Replay buffers have room for `capacity` rows.
+    """
     module, agent_class, values = OURS[algorithm]
     config, task, online = module.Config(**values), tasks.find(TASK), algorithm in ONLINE
     with mock.patch.object(jax, "default_backend", return_value="gpu"):  # what our own code asks
@@ -205,7 +110,7 @@ def compiled(algorithm: str, runs: int, device: Any, precision: Precision = "def
         phase = "online" if online else "offline"
         agents = shapes(lambda *x: programs._enter(x[0], x[1], phase, x[2]), agents, seeds, prior)
         if online:
-            experience = shapes(jax.vmap(lambda row: Replay.create(row, CAPACITY)), example)
+            experience = shapes(jax.vmap(lambda row: Replay.create(row, capacity)), example)
             episode = Episode(np.zeros(runs, bool), np.zeros(runs, np.float32), np.ones(runs, np.int32))
             rows = number, example, there(episode, "runs"), example.observation
             lowered = programs.learn.jitted.lower(Learner(agents, experience), seeds, *rows, prior)
@@ -215,7 +120,7 @@ def compiled(algorithm: str, runs: int, device: Any, precision: Precision = "def
             steps = block_size(UPDATES[algorithm], agents.period if grouped else 1)
             rows = phase, number, steps, number, grouped
             lowered = programs.offline.jitted.lower(agents, seeds, *rows, prior)
-    return lowered.compile().as_text(), steps
+    return lowered.compile(), steps
 
 
 def few_rows(discrete: bool, rows: int = 1000) -> Dataset:
@@ -236,13 +141,18 @@ def main(asked: Kernels) -> None:
     console, rows = Console(width=200), []
     for algorithm in asked.algorithms:
         for runs in asked.runs:
-            text, steps = compiled(algorithm, runs, device, asked.precision)
-            found = count(instructions(text))
+            program, steps = compiled(algorithm, runs, device, asked.precision, asked.capacity)
+            found, held = count(instructions(program.as_text())), bytes_held(program)
             row = {"algorithm": algorithm, "runs": runs, "gradient_steps": steps}
-            row |= {"kernels": found.kernels / steps, "megabytes": found.bytes / steps / 1e6}
+            row |= {
+                "kernels": found.kernels / steps,
+                "megabytes": found.bytes / steps / 1e6,
+                "gigabytes_held": held / 1e9,
+            }
             rows.append(row)
             console.print(
-                f"{algorithm}, {runs} runs: {row['kernels']:.1f} kernels, {row['megabytes']:.4g} MB per gradient step",
+                f"{algorithm}, {runs} runs: {row['kernels']:.1f} kernels, {row['megabytes']:.4g} MB per gradient step; "
+                f"{row['gigabytes_held']:.3g} GB of memory",
                 highlight=False,
             )
     publish(f"kernels_{asked.name}", rows, "benchmarks.studies.kernels", target="NVIDIA H100 80GB HBM3, not present")

@@ -25,8 +25,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from benchmarks.measuring.timed import OURS, Ours
 from benchmarks.reporting.results import file, publish
-from benchmarks.throughput import OURS, Ours
 from common.errors import Refused, exiting
 
 AS_IT_IS = "as it is"

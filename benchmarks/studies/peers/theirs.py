@@ -132,6 +132,16 @@ def jax_corl_transformer(checkout: Path, settings: dict) -> Callable[[int], None
     config, lengths = module.config, jnp.full(episodes, length)
     sizes = settings["observation"], settings["action"]
     state = module.create_dt_train_state(jax.random.PRNGKey(0), *sizes, config)
+    if settings["part"] == "decoding":
+        decide = jax.jit(module.DT().get_action)
+        fields = trajectories.timesteps, trajectories.states, trajectories.actions, trajectories.returns_to_go
+
+        def decode(steps: int) -> None:
+            for step in range(steps):
+                window = slice(step % 500, step % 500 + config.context_len)
+                np.asarray(decide(state, *(field[:1, window] for field in fields))[0, -1])
+
+        return decode
     update = jax.jit(module.DT().update)
     key = jax.random.PRNGKey(1)
 
@@ -175,6 +185,15 @@ def unifloral_mopo(checkout: Path, settings: dict) -> Callable[[int], None]:
     networks = module.TanhGaussianActor(len(action)), module.VectorQ(args.num_critics), module.EntropyCoef()
     inputs = [observation], [observation, action], []
     actor, critic, alpha = (module.create_train_state(args, key, *pair) for pair in zip(networks, inputs, strict=True))
+    if settings["part"] == "rollouts":
+        policy = lambda observation, key: actor.apply_fn(actor.params, observation).sample(seed=key)  # noqa: E731
+        of_policy = jax.jit(lambda key, rows: imagine(key, policy, rows))
+
+        def imagined(steps: int) -> None:
+            for _ in range(steps // (args.rollout_batch_size * args.rollout_length)):
+                jax.block_until_ready(of_policy(key, buffer))
+
+        return imagined
     step = module.make_train_step(args, *(network.apply for network in networks), data, imagine)
     carry = jax.random.PRNGKey(1), module.AgentTrainState(actor, critic, critic, alpha), buffer
 

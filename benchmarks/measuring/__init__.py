@@ -1,0 +1,1 @@
+"""How fast updates are, and how fast they could be."""
