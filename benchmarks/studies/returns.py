@@ -101,7 +101,7 @@ def draw(rows: list[dict[str, Any]], episodes: tuple[float, float], title: str) 
         axes.errorbar(asked, means, spread, **style(number), elinewidth=0.8, label=f"seed {mine[0]['seed']}")
     axes.set(title=title, xlabel="return asked for", ylabel="return reached")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(loc="upper left", fontsize="small")
     return figure
 
 
