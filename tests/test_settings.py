@@ -22,7 +22,7 @@ def test_a_process_answers_each_line_and_leaves_its_parameters(tmp_path, monkeyp
     monkeypatch.setattr(timed, "ROWS", 2000)
     monkeypatch.setitem(timed.UPDATES, "bc", 3)
     asked = {"algorithm": "bc", "runs": 1, "hidden": [4], "parameters": str(tmp_path / "0.npz")}
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, (asked, "time", "end", "time")))))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join((json.dumps(asked), "", "end", ""))))
     settings.answer()
     ready, seconds, done = map(float, capsys.readouterr().out.split())
     assert ready == done == 0
@@ -46,4 +46,4 @@ def test_a_setting_has_its_process(tmp_path, monkeypatch):
 def test_a_process_that_has_ended_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(settings.SETTINGS, "broken", {"PYTHONHOME": "/nowhere"})
     with pytest.raises(Refused, match="broken: its process has ended with status 1"):
-        settings.Timed("broken", {}, tmp_path).told()
+        settings.Timed("broken", {}, tmp_path).answer()

@@ -28,13 +28,13 @@ def small(tmp_path, monkeypatch):
 
 
 def test_what_is_timed_is_a_time_of_imagining_and_episodes_of_all_runs(small):
-    (imagined,) = {x.shape for x in [unrolling.rollouts(2)().rows.reward]}
-    assert imagined == (2, 10 * 2 * mopo.Config().retained)
+    imagined = unrolling.rollouts(2)()
+    assert imagined.rows.reward.shape == (2, 10 * 2 * mopo.Config().retained)
     unrolling.decoding(2, 3)()
 
 
 def test_a_ratio_is_our_steps_per_second_over_theirs(small, tmp_path, monkeypatch):
-    """A clock that goes six seconds forward whenever it is looked at, and a peer that takes half a second per step."""
+    """Every timing of ours takes six seconds, and a peer half a second per step."""
     monkeypatch.setattr(unrolling, "seconds", lambda call: 6.0)
     (tmp_path / "python").write_text("#!/bin/sh\necho 1\nwhile read line; do echo 0.5; done\n")
     (tmp_path / "python").chmod(0o755)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,6 +33,7 @@ from algorithms import (
     rlpd,
     td3_bc,
 )
+from benchmarks.measuring.apart import Apart
 from benchmarks.measuring.ceilings import Product, products
 from benchmarks.measuring.instructions import Count, count, instructions
 from common import tasks
@@ -213,8 +212,8 @@ class Ours(Prepared):
         return bytes_held(self.program)
 
 
-class Peer:
-    """A peer's update in a process of its own; it answers each line with the seconds of one update.
+class Peer(Apart):
+    """A peer's update: its answers are the seconds of one.
 
     Or of one step of another `part` of its code, "rollouts" or "decoding", of which it takes `steps` in a row.
     """
@@ -231,28 +230,13 @@ class Peer:
         }  # fmt: skip
         script, flag = Path(__file__).parents[1] / "studies" / "peers" / "theirs.py", name.replace("_", "-")
         command = [python, str(script), flag, str(checkout), json.dumps(settings)]
+        self._trouble = f"--{flag} {checkout}: its {algorithm} does not run under {python}"
         try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            super().__init__(command)
         except OSError as error:
             raise Refused(f"--peer-python {python}: cannot be started ({error.strerror})") from error
-        self.trouble = f"--{flag} {checkout}: its {algorithm} does not run under {python}"
         self.first_calls = self.answer()
 
-    def answer(self) -> float:
-        """The number that it says next."""
-        said = self.process.stdout.readline()
-        if not said:
-            raise Refused(self.trouble)
-        return float(said)
-
-    def timing(self) -> float:
-        """Seconds per update."""
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        """Let the process end."""
-        self.process.stdin.close()
-        self.process.wait()
+    def trouble(self) -> str:
+        """As Apart.trouble."""
+        return self._trouble

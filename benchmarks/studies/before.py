@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from benchmarks.measuring.apart import Apart
 from benchmarks.measuring.timed import OURS
 from benchmarks.reporting.results import commit_of, file, publish
 from common.errors import Refused, exiting
@@ -41,7 +41,7 @@ found = Path(sys.modules[Ours.__module__].__file__)
 if not found.is_relative_to(Path.cwd()):
     sys.exit(f"{found} is not of this checkout")
 timed = Ours(sys.argv[1], int(sys.argv[2]))
-print("ready", flush=True)
+print(0, flush=True)
 for _ in sys.stdin:
     print(timed.timing(), flush=True)
 """
@@ -64,38 +64,19 @@ class Before:
     """Of the files in benchmarks/results, after "before_"."""
 
 
-class Side:
-    """An algorithm of one checkout, in a process of its own."""
+class Side(Apart):
+    """An algorithm of one checkout: its answers are the seconds of an update, all runs' counted."""
 
     def __init__(self, checkout: Path, algorithm: str, runs: int):
         """Compiles; raises Refused where that fails."""
-        self.trouble = f"{checkout}: its {algorithm} cannot be timed"
+        self.checkout, self.algorithm = checkout, algorithm
         environment = os.environ | {"PYTHONPATH": str(checkout), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TIMING, algorithm, str(runs)], cwd=checkout, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._told()
+        super().__init__([sys.executable, "-c", TIMING, algorithm, str(runs)], cwd=checkout, env=environment)
+        self.answer()
 
-    def timing(self) -> float:
-        """Seconds per update, all runs' counted."""
-        try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise Refused(self.trouble) from error
-        return float(self._told())
-
-    def close(self) -> None:
-        """Let the process end."""
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _told(self) -> str:
-        said = self.process.stdout.readline()
-        if not said:
-            raise Refused(self.trouble)
-        return said
+    def trouble(self) -> str:
+        """As Apart.trouble."""
+        return f"{self.checkout}: its {self.algorithm} cannot be timed"
 
 
 def compare(asked: Before, algorithm: str, runs: int) -> dict[str, Any]:

@@ -8,11 +8,9 @@ benchmarks/results/settings_NAME.{csv,json}.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +23,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from benchmarks.measuring.apart import Apart
 from benchmarks.measuring.timed import OURS, Ours
 from benchmarks.reporting.results import file, publish
 from common.errors import Refused, exiting
@@ -38,6 +37,9 @@ SETTINGS: dict[str, dict[str, str]] = {
     "products in full precision": {"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
 }
 """Name -> environment variables; XLA's flags are put behind those that are there."""
+
+END = "end"
+"""The last line for a process."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Settings:
     """Of the files in benchmarks/results, after "settings_"; default: cpu, gpu or tpu."""
 
 
-class Timed:
-    """An algorithm in a process with its own settings."""
+class Timed(Apart):
+    """An algorithm in a process with its own settings: its answers are the seconds of an update."""
 
     def __init__(self, setting: str, asked: Mapping[str, Any], folder: Path):
         """Starts it; it compiles while others do."""
@@ -69,46 +71,30 @@ class Timed:
         self.setting, self.parameters = setting, folder / f"{len(list(folder.iterdir()))}.npz"
         self.parameters.touch()
         start = "from benchmarks.studies.settings import answer; answer()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | values,
-        )  # fmt: skip
-        self.ask(asked | {"parameters": str(self.parameters)})
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | values
+        super().__init__([sys.executable, "-c", start], env=environment)
+        self.ask(json.dumps(asked | {"parameters": str(self.parameters)}))
 
-    def ask(self, what: Any) -> None:
-        """Send a line; where nobody is there any more, nobody answers either."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(what) + "\n")
-            self.process.stdin.flush()
-
-    def told(self) -> float:
-        """The number that it says next. Raises Refused."""
-        said = self.process.stdout.readline()
-        if not said:
-            raise Refused(f"{self.setting}: its process has ended with status {self.process.wait()}")
-        return float(said)
-
-    def timing(self) -> float:
-        """Seconds per update."""
-        self.ask("time")
-        return self.told()
+    def trouble(self) -> str:
+        """As Apart.trouble."""
+        return f"{self.setting}: its process has ended with status {self.process.wait()}"
 
     def learnt(self) -> list[np.ndarray]:
         """The parameters now; the process ends."""
-        self.ask("end")
-        self.told()
+        self.ask(END)
+        self.answer()
         self.process.wait()
         with np.load(self.parameters) as arrays:
             return [arrays[name] for name in arrays.files]
 
 
 def answer() -> None:
-    """The life of such a process: seconds of an update for each line, until one says "end"."""
+    """The life of such a process: seconds of an update for each line, until one says END."""
     asked = json.loads(sys.stdin.readline())
     ours = Ours(asked["algorithm"], asked["runs"], asked["hidden"] and tuple(asked["hidden"]))
     print(0, flush=True)
     for line in sys.stdin:
-        if json.loads(line) == "end":
+        if line.strip() == END:
             break
         print(ours.timing(), flush=True)
     leaves = [x for x in jax.tree.leaves(ours.learner.agent) if np.issubdtype(x.dtype, np.floating)]
@@ -129,7 +115,7 @@ def measure(asked: Settings, algorithm: str, runs: int) -> list[dict[str, Any]]:
         timed = []
         for setting in (AS_IT_IS, *(name for name in asked.settings if name != AS_IT_IS)):
             timed.append(Timed(setting, wanted, Path(folder)))
-            timed[-1].told()  # has compiled
+            timed[-1].answer()  # has compiled
         seconds = [[one.timing() for one in timed] for _ in range(asked.rounds)]
         learnt = [one.learnt() for one in timed]
     columns = list(zip(*seconds, strict=True))

@@ -4,7 +4,8 @@
         [--unifloral CHECKOUT --jax-corl CHECKOUT --peer-python PYTHON]
 
 Rollouts are those of one time of imagining by mopo.py, 50,000 of five steps in a model of seven members, of walker's
-size and that has learnt nothing; Unifloral's MOPO imagines as many in one of its own size. Decoding is the step of
+size and that has learnt nothing, of all runs in one vmap on one device, where a training on a CPU takes one run after
+another; Unifloral's MOPO imagines as many in one of its own size. Decoding is the step of
 decision_transformer.py in evaluations: an action each for the episodes of all runs, in one call, from the 20 steps
 before it. JAX-CORL decodes one episode at a time; its function is compiled here, which its evaluation leaves out.
 All are timed in turn, round after round, as in benchmarks/throughput.py; a ratio is the median over rounds of our

@@ -186,7 +186,10 @@ def unifloral_mopo(checkout: Path, settings: dict) -> Callable[[int], None]:
     inputs = [observation], [observation, action], []
     actor, critic, alpha = (module.create_train_state(args, key, *pair) for pair in zip(networks, inputs, strict=True))
     if settings["part"] == "rollouts":
-        policy = lambda observation, key: actor.apply_fn(actor.params, observation).sample(seed=key)  # noqa: E731
+
+        def policy(observation: Any, key: Any) -> Any:
+            return actor.apply_fn(actor.params, observation).sample(seed=key)
+
         of_policy = jax.jit(lambda key, rows: imagine(key, policy, rows))
 
         def imagined(steps: int) -> None:
