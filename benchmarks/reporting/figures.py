@@ -118,13 +118,14 @@ def rates(rows: Sequence[Mapping[str, str]]) -> Figure:
         axes = figure.add_subplot(lines, columns, index + 1)
         ours = sorted((runs, rate) for whose, runs, rate in found if whose == "ours")
         axes.plot(*zip(*ours, strict=True), **style(0))
-        for runs, rate in ours:
-            axes.annotate(f"{rate:,.0f}", (runs, rate), (-5, 3), textcoords="offset points", ha="right", fontsize=8)
         peers = [(rate, whose) for whose, _, rate in found if whose != "ours"]
+        for runs, rate in ours:
+            height = -11 if peers and rate < max(peers)[0] else 3  # not on the peer's words
+            axes.annotate(rounded(rate), (runs, rate), (-5, height), textcoords="offset points", ha="right", fontsize=8)
         if peers:
             rate, whose = max(peers)
             axes.axhline(rate, color=COLOURS[1], linestyle="--", linewidth=1.2)
-            words = f"{whose}, one run: {rate:,.0f}"
+            words = f"{whose}, one run: {rounded(rate)}"
             axes.annotate(
                 words, (1, rate), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
                 ha="right", va="bottom", fontsize=8, color=COLOURS[1],
@@ -139,6 +140,11 @@ def rates(rows: Sequence[Mapping[str, str]]) -> Figure:
         if index % columns == 0:
             axes.set_ylabel("updates per second, all runs")
     return figure
+
+
+def rounded(rate: float) -> str:
+    """In whole numbers, or in three digits if it has not as many."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def legend(figure: Figure, handles: dict[str, Any]) -> None:
