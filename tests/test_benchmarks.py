@@ -28,7 +28,18 @@ from benchmarks.measuring import ceilings, instructions
 from benchmarks.measuring import timed as updates
 from benchmarks.reporting import results
 from benchmarks.reporting.page import costs, rate
-from benchmarks.studies import alarm, antmaze_data, collection, evaluations, fuzz, kill, lengths, official, two_ways
+from benchmarks.studies import (
+    alarm,
+    antmaze_data,
+    beside,
+    collection,
+    evaluations,
+    fuzz,
+    kill,
+    lengths,
+    official,
+    two_ways,
+)
 from common import datasets, environments, recipes, tasks
 from common.errors import Refused
 
@@ -598,6 +609,37 @@ def test_collection_is_timed_with_and_without_processes_of_their_own(tmp_path, m
     monkeypatch.setattr(collection.Collector, "step", other)
     with pytest.raises(AssertionError):
         collection.main(collection.Collection(("pointmaze-umaze",), 2, 5, workers=(2,), rounds=1, name="small"))
+
+
+def test_what_evaluations_beside_learning_save_is_timed(tmp_path, monkeypatch):
+    """By a clock that runs while commands do: they learn for 6 s and evaluate for 4 s, or for 1 s beside learning."""
+    clock = [0.0]
+
+    def ran(command, capture_output, text):
+        out, asked = Path(command[-1]), command[2:-2]
+        assert command[:2] == [sys.executable, beside.ALGORITHMS / "own.py"]
+        if "--broken" in asked:
+            return types.SimpleNamespace(returncode=2, stdout="progress", stderr="own: no such thing\n")
+        clock[0] += {"--eval-async": 7.0, "--eval-every": 6.0}.get(next(iter(asked[1:]), None), 10.0)
+        out.mkdir(parents=True)
+        for name in ("metrics.csv", "eval.csv"):
+            (out / name).write_text("other" if {"--wrong", "--eval-async"} <= {*asked} else "same")
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(beside, "subprocess", types.SimpleNamespace(run=ran))
+    monkeypatch.setattr(beside, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    beside.main(beside.Beside(("own --flag",), rounds=3, name="small"))
+    (row,) = results.rows_of("beside", "small")
+    assert row == {
+        "command": "own --flag", "seconds_waiting": "10.0", "seconds_beside": "7.0", "seconds_last": "6.0",
+        "ratio": str(10 / 7), "saved": "0.75",
+    }  # fmt: skip
+    for command, said in {"own --broken": "failed: own: no such thing", "own --wrong": "changes metrics.csv"}.items():
+        with pytest.raises(Refused, match=rf"{command}: .*{said}"):
+            beside.main(beside.Beside((command,), rounds=1))
+    with pytest.raises(Refused, match="--rounds"):
+        beside.main(beside.Beside(rounds=0))
 
 
 RUN = """
