@@ -21,6 +21,7 @@ from algorithms import (
     bcq,
     bear,
     brac,
+    combo,
     cql,
     decision_transformer,
     discrete_bcq,
@@ -63,6 +64,7 @@ OURS: dict[str, tuple[ModuleType, type, dict[str, Any]]] = {
     "bail": (bail, bail.BAIL, {}),
     "discrete_bcq": (discrete_bcq, discrete_bcq.DiscreteBCQ, {"batch_size": 256}),
     "mopo": (mopo, mopo.MOPO, {"hidden": (256, 256, 256)}),
+    "combo": (combo, combo.COMBO, {}),
     "decision_transformer": (decision_transformer, decision_transformer.DecisionTransformer, {}),
     "redq_adaptive_bc": (redq_adaptive_bc, redq_adaptive_bc.REDQAdaptiveBC, {"target_noise": 0.2}),
 }
@@ -71,9 +73,9 @@ ONLINE = ("rlpd", "redq_adaptive_bc")
 UPDATES = {
     "rlpd": 60, "td3_bc": 400, "iql": 400, "bc": 1000, "edac": 20, "cql": 40, "awac": 200, "rebrac": 200,
     "bcq": 40, "bear": 40, "brac": 40, "fisher_brc": 40, "awr": 1200, "bail": 100, "discrete_bcq": 400,
-    "mopo": 1000, "decision_transformer": 20, "redq_adaptive_bc": 100,
+    "mopo": 1000, "combo": 1000, "decision_transformer": 20, "redq_adaptive_bc": 100,
 }  # fmt: skip
-"""Critic steps per timing; of MOPO as many as one time of imagining is for."""
+"""Critic steps per timing; of MOPO and COMBO as many as one time of imagining is for."""
 PEERS = {
     "rlpd": ("rlpd",),
     "jax_corl": ("td3_bc", "iql", "awac", "cql", "decision_transformer"),
