@@ -156,9 +156,11 @@ def rows_of(study: Study, name: str, console: Console) -> list[dict[str, Any]]:
     task = tasks.find(name)
     with making(console) as progress:
         identifier = recipes.make(name, study.size, progress=progress)
+    console.print(f"{name}: a model learns", highlight=False)
     data = datasets.load(task, f"minari:{identifier}")
     training, held_out = transforms.split(data, 0.1, study.seed)
     dynamics, steps = learnt(study, training, task)
+    console.print(f"{name}: {study.windows} windows are played, {steps} steps were learnt", highlight=False)
     windows = windows_of(held_out, max(study.horizons), study.windows, study.seed)
     scale = training.observation.std(axis=0).astype(np.float64) + 1e-6
     rows = []
