@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from benchmarks import cluster
+from benchmarks import cluster, sweep
 from common import recipes
 from common.errors import Refused
 
@@ -28,7 +28,7 @@ flags = "--hidden 8 --batch-size 16 --log-every 500 --eval-every 500 --checkpoin
 tasks = ["pointmaze-umaze"]
 [parts.variants]
 "short" = "bc --offline-steps 500"
-"long" = "bc --offline-steps 10000"
+"long" = "bc --offline-steps 5000"
 """
 
 
@@ -60,33 +60,34 @@ def running(words: str) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-def test_a_killed_worker_costs_no_more_than_a_checkpoint(address, tmp_path):
-    (tmp_path / "tiny.toml").write_text(SUITE)
+def test_a_killed_worker_costs_no_more_than_a_checkpoint(address, tmp_path, monkeypatch, capsys):
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(SUITE)
     runs, folder = tmp_path / "runs", tmp_path / "runs" / "tiny" / "pointmaze-umaze"
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "benchmarks.sweep", str(tmp_path / "tiny.toml"), "--runs", str(runs)]
-    sweep = subprocess.Popen(
-        [*command, "--launcher", "ray", "--ray-address", address],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    command = [sys.executable, "-m", "benchmarks.sweep", str(suite), "--runs", str(runs), "--launcher", "ray"]
+    started = subprocess.Popen(
+        [*command, "--ray-address", address],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     until = time.monotonic() + 240
     while not list((folder / "long" / "checkpoints").glob("[0-9]*")):
         assert time.monotonic() < until
-        assert sweep.poll() is None, sweep.communicate()[0]
+        assert started.poll() is None, started.communicate()[0]
         time.sleep(0.1)
     (job,) = running(str(folder / "long"))
     os.kill(parent(job), signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 0, said
+    said, _ = started.communicate(timeout=240)
+    assert started.returncode == 0, said
     assert "short: finished" in said
     assert "long: finished" in said
     log = (folder / "long.log").read_text()
     assert "resuming" in log
     steps = [line.split(",")[2] for line in (folder / "long" / "eval.csv").read_text().splitlines()[1:]]
-    assert steps == [str(step) for step in range(500, 10001, 500)]
+    assert steps == [str(step) for step in range(500, 5001, 500)]
     assert "resuming" not in (folder / "short.log").read_text()
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert "2 jobs, 0 to do" in again.stdout
+    assert sweep.main(sweep.Sweep(str(suite), runs=runs)) == 0
+    assert "2 jobs, 0 to do" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="without util-linux a job outlives its worker")

@@ -36,8 +36,8 @@ class Beside:
     """What is timed."""
 
     commands: tuple[str, ...] = (
-        "iql --env hopper-medium --offline-steps 20000 --eval-every 2000",
-        "rlpd --env pointmaze-medium --steps 5000 --eval-every 500 --eval-episodes 20",
+        "iql --env hopper-medium --dataset recipe:hopper-medium --offline-steps 10000 --eval-every 1000",
+        "rlpd --env pointmaze-medium --steps 2000 --start-training 500 --eval-every 250 --eval-episodes 20",
     )
     """An algorithm and its flags."""
     rounds: int = 5
