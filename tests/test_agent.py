@@ -137,7 +137,7 @@ def test_intervals_by_hand():
 
 @pytest.mark.parametrize(
     "name",
-    some("awac", "bear", "combo", "decision_transformer", "edac", "iql", of=[
+    some("bear", "combo", "edac", of=[
         name for name in MODULES if agent_of(MODULES[name]).update is Agent.update
     ]),
 )  # fmt: skip

@@ -330,7 +330,7 @@ def test_a_seed_is_bitwise_the_same_alone_and_in_a_group(whole, expert, tmp_path
         assert without(table(tmp_path / "alone" / name), "run") == without(table(whole / name, run=1), "run")
 
 
-@pytest.mark.parametrize("calls", [3, 12, 40])
+@pytest.mark.parametrize("calls", [pytest.param(3, marks=pytest.mark.every), 12, 40])
 def test_a_run_goes_on_from_the_midst_of_a_rounds_updates(calls, whole, expert, tmp_path, monkeypatch):
     """A signal between two calls of updates, of which each is one; rows, labels and policies are those of the whole."""
     count, owed = [0], training.Session.owed
