@@ -34,8 +34,10 @@ tasks = ["pointmaze-umaze"]
 
 @pytest.fixture(scope="module")
 def address():
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's own leaves next to nothing of cores that other tests are at
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
     yield nodes.address
     nodes.shutdown()
 
