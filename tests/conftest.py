@@ -5,7 +5,7 @@ last has ended (or for the next time, in the folder that JAX_COMPILATION_CACHE_D
 XLA's expensive passes, in one piece, and by its older and faster emitter where it has one, but for tests marked
 `optimised`: those of what must hold, to the last bit, for the programs that users run.
 
-What is dear and much the same for every algorithm is shown of some, and of the others with `--every`.
+What is dear and much the same for every algorithm, or case, is shown of some, and of the others with `--every`.
 
 And no files of D4RL's, neither on this machine nor within reach, unless a test puts them there.
 """
@@ -40,7 +40,7 @@ CONTEXTS = threading.local()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--every", action="store_true", help="also what is shown of some algorithms, of all others")
+    parser.addoption("--every", action="store_true", help="also what is otherwise shown of some algorithms or cases")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_configure(config):
     gc.set_threshold(100_000, 50, 100)  # tracing makes so many objects that collecting them took a seventh of it
     config.addinivalue_line("markers", "optimised: compiled as users' programs are")
-    config.addinivalue_line("markers", "every: of one more algorithm, with --every")
+    config.addinivalue_line("markers", "every: of one more algorithm or case, with --every")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers, and commands that tests start, inherit the environment
         config.stash[CACHE] = tempfile.mkdtemp(prefix="headstart-compiled-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[CACHE]
